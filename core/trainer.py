@@ -1,0 +1,148 @@
+"""Training: one dictionary's steps, and all dictionaries of a site on one read of its rows.
+
+The dense implementation, in float32, as in the papers. A trainer's state after step t is a function of its configuration
+and of the batches 0 to t - 1, so that it can be stored, loaded and continued to the bit.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.errors import SickDictionary
+from core.jumprelu import TrainingDictionary
+from core.objective import loss
+from core.statistics import Normaliser
+from core.suite import DictionarySpec
+from core.training import Training
+
+CHECK_STEPS = 50
+"""Steps between two looks at a dictionary's health, and between two points of its history."""
+
+
+def learning_rate_factor(step: int, num_steps: int, training: Training) -> float:
+    """Share of the learning rate in force at a step: cosine from 0.1 to 1 (GS, section 3.2), then, if asked, a linear fall to zero."""
+    factor = 1.0
+    if step < training.learning_rate_warmup_steps:
+        factor = 0.1 + 0.9 * (1 - math.cos(math.pi * step / training.learning_rate_warmup_steps)) / 2
+    decay_steps = training.learning_rate_decay * num_steps
+    return factor * min(1.0, (num_steps - step) / decay_steps) if decay_steps else factor
+
+
+def sparsity_warmth(step: int, training: Training) -> float:
+    """Share of the sparsity penalty in force at a step: linear from zero (GS, section 3.2)."""
+    return min(1.0, step / training.sparsity_warmup_steps) if training.sparsity_warmup_steps else 1.0
+
+
+class Trainer:
+    """One dictionary in training.
+
+    Args:
+        spec: which. training: how. normaliser: of the site's inputs.
+    """
+
+    def __init__(self, spec: DictionarySpec, training: Training, normaliser: Normaliser, device: torch.device) -> None:
+        self.spec = spec
+        self.training = training
+        self.normaliser = normaliser.to(device)
+        self.dictionary = TrainingDictionary(
+            len(normaliser.mean),
+            spec.width,
+            seed=spec.seed,
+            threshold_init=training.threshold_init,
+            log_threshold=training.threshold_parameter == "log",
+        ).to(device)
+        self.optimiser = torch.optim.Adam(
+            self.dictionary.parameters(),
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+            fused=True,
+        )
+        self.step = 0
+        self.sick = False
+        self.num_steps = training.num_steps(spec.tokens)
+        self.history: list[dict[str, float]] = []
+        """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num_steps
+
+    def train_on(self, x_BD: Tensor) -> None:
+        """One step on one batch of raw activations.
+
+        Raises:
+            SickDictionary: the loss is not finite, no latent fires, or L0 is stuck far above where it should be.
+        """
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
+        warmth = sparsity_warmth(self.step, self.training)
+        self.optimiser.zero_grad()
+        total, error, active_BL = loss(self.dictionary, self.normaliser(x_BD), self.spec, self.training, warmth)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.dictionary.project_decoder_gradient()
+        self.optimiser.step()
+        self.dictionary.restore_constraints()
+        self.step += 1
+        if self.step % CHECK_STEPS == 0 or self.done:
+            self._check(float(error), float(active_BL.sum(1).mean()))
+
+    def _check(self, error: float, l0: float) -> None:
+        self.history.append({"step": self.step, "error": error, "l0": l0})
+        if reason := self._sickness(error, l0):
+            self.sick = True
+            raise SickDictionary(f"{self.spec} was stopped at step {self.step:,} of {self.num_steps:,}: {reason}")
+
+    def _sickness(self, error: float, l0: float) -> str | None:
+        if not math.isfinite(error):
+            return f"its error is {error}; expected a finite number; lower training.learning_rate"
+        if l0 == 0:
+            return "no latent fires; expected some; lower the sparsity (a higher target_l0, a lower l0_coefficient)"
+        expected = 4 * self.spec.target_l0 if self.spec.target_l0 is not None else self.spec.width / 8
+        halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.training) == 1
+        if not halfway or l0 <= expected:
+            return None
+        before = next(point["l0"] for point in self.history if point["step"] >= self.step * 0.8)
+        if self.done or l0 > 0.95 * before:
+            return (
+                f"its L0 is stuck at {l0:,.0f}; expected at most {expected:,.0f}; thresholds move about one learning rate a step, "
+                "so raise training.learning_rate, train longer, or set training.threshold_parameter to linear"
+            )
+        return None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything the next step depends on: tensors, and JSON values."""
+        tensors = {f"weight.{name}": p.detach() for name, p in self.dictionary.named_parameters()}
+        for name, p in self.dictionary.named_parameters():
+            for part, value in self.optimiser.state[p].items():
+                tensors[f"adam.{name}.{part}"] = value
+        return tensors, {"step": self.step, "history": self.history}
+
+    @torch.no_grad()
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        for name, p in self.dictionary.named_parameters():
+            p.copy_(tensors[f"weight.{name}"])
+            prefix = f"adam.{name}."
+            self.optimiser.state[p] = {key.removeprefix(prefix): t.clone() for key, t in tensors.items() if key.startswith(prefix)}
+        self.step, self.history = values["step"], values["history"]
+
+
+def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:
+    """Train all dictionaries of a site, each batch read once; yields the number of steps behind it after each one.
+
+    Trainers may stand at different steps: each waits for the batch that it has not seen. One that falls sick is reported and
+    left; the others go on.
+    """
+    while waiting := [trainer for trainer in trainers if not (trainer.done or trainer.sick)]:
+        t = min(trainer.step for trainer in waiting)
+        x_BD = batch(t)
+        for trainer in [trainer for trainer in waiting if trainer.step == t]:
+            try:
+                trainer.train_on(x_BD)
+            except SickDictionary as sickness:
+                on_sick(trainer, sickness)
+        yield t + 1

@@ -1,0 +1,105 @@
+"""How a dictionary is trained: every number a setting, and the papers' recipes by name.
+
+A recipe is a set of defaults; what a suite file says beside it wins. Not here: what is trained (`core/suite.py`) and the
+training itself (`core/trainer.py`).
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from core.section import Section, impossible
+
+RecipeName = Literal["gemma-scope", "gemma-scope-2"]
+
+# arXiv:2408.05147, section 3.2 ("GS"): what Gemma Scope trained with.
+GEMMA_SCOPE: dict[str, Any] = {
+    "learning_rate": 7e-5,
+    "learning_rate_warmup_steps": 1_000,
+    "learning_rate_decay": 0.0,
+    "adam_beta1": 0.0,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+    "batch_rows": 4_096,
+    "bandwidth": 0.001,
+    "threshold_init": 0.001,
+    "threshold_parameter": "log",
+    "sparsity_warmup_steps": 10_000,
+    "inputs": "scaled",
+}
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "gemma-scope": GEMMA_SCOPE,
+    # Gemma Scope 2 technical paper, section 3: the quadratic penalty (Eq. 5) and its longer warm-up.
+    "gemma-scope-2": GEMMA_SCOPE | {"sparsity_warmup_steps": 50_000},
+}
+
+
+class Training(Section):
+    """One recipe with its numbers; dictionaries of a site share it, and with it the rows they see."""
+
+    recipe: RecipeName = "gemma-scope"
+    tokens: int = Field(gt=0, examples=[4_000_000_000])
+    """Rows each dictionary is trained on; more than the harvest holds means several epochs."""
+    batch_rows: int = Field(gt=0, examples=[4_096])
+    shuffle_rows: int = Field(131_072, gt=0, examples=[131_072])
+    """About how many rows are mixed at a time; GS shuffled in buckets of about 10^6."""
+    order_seed: int = Field(0, ge=0, examples=[0])
+    """Seed of the order in which rows are read; the same for every dictionary of a site."""
+
+    inputs: Literal["scaled", "centred"]
+    """`scaled`: divided by one scalar to unit mean squared norm (GS). `centred`: the mean taken off first, which matters
+    where the mean carries most of the square, as in Gemma 3's residual stream."""
+    max_norm: float | None = Field(None, gt=1, examples=[10])
+    """Rows whose norm is more than this multiple of the site's median are left out of training."""
+
+    learning_rate: float = Field(gt=0, examples=[7e-5])
+    learning_rate_warmup_steps: int = Field(ge=0, examples=[1_000])
+    """Steps of the cosine from a tenth of the learning rate to all of it."""
+    learning_rate_decay: float = Field(ge=0, le=1, examples=[0.2])
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    adam_beta1: float = Field(ge=0, lt=1, examples=[0.0])
+    adam_beta2: float = Field(ge=0, lt=1, examples=[0.999])
+    adam_epsilon: float = Field(gt=0, examples=[1e-8])
+
+    bandwidth: float = Field(gt=0, examples=[0.001])
+    """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
+    threshold_init: float = Field(gt=0, examples=[0.001])
+    threshold_parameter: Literal["log", "linear"]
+    """What Adam moves: log(threshold), as in the paper's pseudo-code, or the threshold itself. Adam moves either by about
+    one learning rate a step, so a short run cannot learn a logarithm: from 0.001 to 0.03 takes 49,000 steps of 7e-5."""
+
+    sparsity_warmup_steps: int = Field(ge=0, examples=[10_000])
+    """Steps over which the sparsity penalty rises linearly from zero."""
+    target_l0_objective: Literal["per-token", "batch-mean"] = "per-token"
+    """Whether every token is pulled to the target, or only the mean over the batch: different objectives."""
+    target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
+    """The lambda of the quadratic penalty; used by dictionaries with a target L0 alone."""
+
+    checkpoint_steps: int = Field(1_000, gt=0, examples=[1_000])
+    """Steps between checkpoints; changes no result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_fills_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        name = given.get("recipe", "gemma-scope")
+        recipe = RECIPES.get(name, GEMMA_SCOPE) if isinstance(name, str) else GEMMA_SCOPE
+        return recipe | given
+
+    @model_validator(mode="after")
+    def _at_least_one_batch(self) -> "Training":
+        if self.tokens < self.batch_rows:
+            raise impossible(
+                f"training.tokens is {self.tokens:,}; expected at least one batch of {self.batch_rows:,} rows; "
+                "raise training.tokens or lower training.batch_rows"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Everything here that changes the trained dictionary, for its key."""
+        return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps"})
+
+    def num_steps(self, tokens: int) -> int:
+        return max(1, tokens // self.batch_rows)

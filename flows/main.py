@@ -1,0 +1,266 @@
+"""The command line. Exit codes: 0 done, 1 something failed (named), 2 bad usage or configuration."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from core.errors import ConfigError, JumpsuiteError
+from core.suite import Suite, parse_suite
+
+if TYPE_CHECKING:
+    from storage.catalogue import Catalogue
+
+DONE, FAILED, MISUSED = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    options = _parser().parse_args(arguments)
+    _log_to_terminal()
+    try:
+        return int(options.command(options))
+    except ConfigError as error:
+        _complain(str(error))
+        return MISUSED
+    except JumpsuiteError as error:
+        _complain(str(error))
+        return FAILED
+    except KeyboardInterrupt:
+        _complain("stopped; everything committed is kept, and the same command goes on from there")
+        return FAILED
+    except BrokenPipeError:
+        return FAILED
+
+
+def entry() -> NoReturn:
+    """The `jumpsuite` script. It leaves without the interpreter's shutdown, in which Prefect 3.8 may print a traceback."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _stop_local_server()
+    os._exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jumpsuite", description="Train, score and release suites of JumpReLU sparse autoencoders.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=what, description=what)
+        added.set_defaults(command=function)
+        return added
+
+    def on_suite(name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
+        added = command(name, function, what)
+        added.add_argument("suite", metavar="SUITE", help="suite file, such as deployments/suites/gemma-3-270m-demo.yaml")
+        added.add_argument("--store", default="runs", metavar="DIR", help="where everything a run makes lies (default: runs)")
+        added.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            dest="settings",
+            help="a field of the suite file, such as training.tokens=100000",
+        )
+        added.add_argument("--only", default="*", metavar="GLOB", help="sites to work on, such as 'L09.*' (default: all)")
+        return added
+
+    on_suite("plan", plan, "Say what would be done: dictionaries, tokens, bytes, FLOPs, hours. Changes nothing.")
+    on_suite("run", run, "Do everything of a suite that is missing. Safe to repeat: retrying is running again.")
+    on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
+    on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
+    release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
+    release.add_argument("--to", metavar="DIR", help="folder of the release (default: <store>/<suite name>/release)")
+    verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
+    verify.add_argument("release", metavar="RELEASE", type=Path, help="folder of a release")
+    return parser
+
+
+# Commands
+
+
+def plan(options: argparse.Namespace) -> int:
+    from tasks.plan import describe
+
+    catalogue = _catalogue(options)
+    print(describe(catalogue))
+    _next(f"jumpsuite run {_again(options)}")
+    return DONE
+
+
+def run(options: argparse.Namespace) -> int:
+    suite = _suite(options)
+    _settle_prefect(options)
+    from flows.suite import suite_flow
+    from storage.catalogue import Catalogue
+    from tasks.report import write_report
+
+    catalogue, began = Catalogue(suite, options.store, options.only), time.monotonic()
+    num_sites, num_dictionaries = len(catalogue.sites), sum(map(len, catalogue.sites.values()))
+    _say(f"{suite.name}: {num_dictionaries} dictionaries at {num_sites} sites of {suite.model.source}, in {catalogue.store.root}")
+    state = suite_flow(suite, options.store, options.only, return_state=True)
+    _show(catalogue, write_report(catalogue))
+    if not state.is_completed():
+        failed = (state.message or "unknown").splitlines()
+        for line in failed:
+            _complain(f"failed: {line}")
+        _next(f"jumpsuite run {_again(options)}    (does only what is missing)")
+        return FAILED
+    minutes = (time.monotonic() - began) / 60
+    if options.only == "*":
+        release = catalogue.folder_of_suite / "release"
+        print(f"Released and verified in {minutes:.1f} minutes: {_short(release)}")
+        _next(f"jumpsuite verify {_short(release)}")
+    else:
+        print(f"Done in {minutes:.1f} minutes. A release needs every site.")
+        _next(f"jumpsuite run {_again(options, only='*')}")
+    return DONE
+
+
+def status(options: argparse.Namespace) -> int:
+    from tasks.status import describe
+
+    catalogue = _catalogue(options)
+    text, complete = describe(catalogue)
+    print(text)
+    _next(f"jumpsuite {'report' if complete else 'run'} {_again(options)}")
+    return DONE
+
+
+def report(options: argparse.Namespace) -> int:
+    from tasks.report import write_report
+
+    catalogue = _catalogue(options)
+    scored = write_report(catalogue)
+    if not scored:
+        raise JumpsuiteError(f"{catalogue.suite.name} has no scorecard yet; expected a suite that was run; run jumpsuite run {_again(options)}")
+    _show(catalogue, scored)
+    _next(f"jumpsuite release {_again(options)} --to DIR")
+    return DONE
+
+
+def release_suite(options: argparse.Namespace) -> int:
+    if options.to and "://" in options.to:
+        raise ConfigError(f"--to is {options.to!r}; expected a folder; releasing to a hub is not supported yet, write a folder and upload it")
+    suite = _suite(options)
+    _settle_prefect(options)
+    from flows.release import release_flow
+    from storage.catalogue import Catalogue
+
+    folder = Path(options.to) if options.to else Catalogue(suite, options.store).folder_of_suite / "release"
+    state = release_flow(suite, options.store, options.to, return_state=True)
+    if not state.is_completed():
+        raise JumpsuiteError(state.message or "the release failed")
+    print(f"Released and verified: {_short(folder)}")
+    _next(f"jumpsuite verify {_short(folder)}")
+    return DONE
+
+
+def verify_folder(options: argparse.Namespace) -> int:
+    from tasks.verify import verify_release
+
+    if not options.release.is_dir():
+        raise ConfigError(f"RELEASE is {str(options.release)!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
+    for found in verify_release(options.release):
+        print(found)
+    return DONE
+
+
+# What they share
+
+
+def _suite(options: argparse.Namespace) -> Suite:
+    path = Path(options.suite)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"SUITE is {options.suite!r}, which is not text; expected a YAML file; correct the path") from None
+    except OSError as error:
+        raise ConfigError(
+            f"SUITE is {options.suite!r}, which cannot be read ({error.strerror}); expected a YAML file such as "
+            "deployments/suites/gemma-3-270m-demo.yaml; correct the path"
+        ) from None
+    return parse_suite(text, options.settings)
+
+
+def _catalogue(options: argparse.Namespace) -> "Catalogue":
+    suite = _suite(options)
+    from storage.catalogue import Catalogue
+
+    return Catalogue(suite, options.store, options.only)
+
+
+def _settle_prefect(options: argparse.Namespace) -> None:
+    from flows.engine import settle
+
+    if "://" not in options.store:
+        settle(Path(options.store))
+
+
+def _stop_local_server() -> None:
+    """End the server that was started for this run, if one was."""
+    server = sys.modules.get("prefect.server.api.server")
+    if server is not None:
+        for running in list(server.SubprocessASGIServer._instances.values()):
+            running.stop()
+
+
+def _show(catalogue: "Catalogue", scored: Any) -> None:
+    from tasks.report import LEGEND, table
+
+    if scored:
+        print(f"\n{table(scored)}\n\n{LEGEND}\n")
+        print(f"Picture and table: {_short(catalogue.folder_of_suite / 'pareto.png')}, metrics.parquet")
+
+
+def _again(options: argparse.Namespace, only: str | None = None) -> str:
+    """The arguments of this command, for the next one."""
+    only = options.only if only is None else only
+    words = [options.suite]
+    words += ["--store", options.store] if options.store != "runs" else []
+    words += ["--only", f"'{only}'"] if only != "*" else []
+    words += [word for setting in options.settings for word in ("--set", setting)]
+    return " ".join(words)
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _next(command: str) -> None:
+    print(f"\nnext: {command}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines():
+        _say(f"jumpsuite: {line}")
+
+
+class _Plain(logging.Formatter):
+    """The message alone: tracebacks belong in the run's log, not on a user's screen."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage()
+
+
+def _log_to_terminal() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    for name in ("core", "storage", "tasks", "flows"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,41 @@
+"""How a flow ends: completed, or failed with a reason of one sentence instead of a traceback."""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from prefect.states import Completed, Failed, State
+
+from core.errors import JumpsuiteError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    state: State = field(default_factory=Completed)
+    reason: str | None = None
+
+
+@contextmanager
+def outcome() -> Iterator[Outcome]:
+    """Turn what a user can act on into a Failed state: our own errors, and those of disks and memory. Faults of ours go on up."""
+    result = Outcome()
+    try:
+        yield result
+    except JumpsuiteError as error:
+        result.reason = str(error)
+    except OSError as error:
+        result.reason = (
+            f"{error.filename or 'the store'}: {error.strerror or error}; expected to read and write there; make room or correct its rights"
+        )
+    except MemoryError:
+        result.reason = "out of memory; expected room for one block and one dictionary; lower harvest.block_sequences or training.batch_rows"
+    except Exception as error:
+        log.exception("the run ended with an error that nobody foresaw")
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        result.reason = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}); this is a fault of Jumpsuite, please report it"
+    if result.reason:
+        result.state = Failed(message=result.reason)

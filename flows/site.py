@@ -1,0 +1,25 @@
+"""Site: train every dictionary of one site, then score it. Its own flow, so that one site can be retried alone."""
+
+from prefect import flow
+from prefect.states import State
+
+from core.site import Site
+from core.suite import Suite
+from flows.outcome import outcome
+from storage.catalogue import Catalogue
+from tasks.evaluate import evaluate_site
+from tasks.train import train_site
+
+
+@flow(name="site", flow_run_name="site {site}")
+def site_flow(suite: Suite, site: str, store: str = "runs") -> State:
+    """Leave one site's dictionaries trained and scored. When one falls sick the others are scored all the same."""
+    with outcome() as result:
+        catalogue, where = Catalogue(suite, store, only=site), Site.parse(site)
+        trained = train_site(catalogue, where, return_state=True)
+        evaluate_site(catalogue, where)
+        trained.result()
+        catalogue.set_failure(where, None)
+    if result.reason:
+        Catalogue(suite, store, only=site).set_failure(Site.parse(site), result.reason)
+    return result.state

@@ -1,0 +1,29 @@
+"""Suite: harvest, then every site on its own, then the release. The parent of all runs."""
+
+from prefect import flow
+from prefect.states import Completed, Failed, State
+
+from core.suite import Suite
+from flows.harvest import harvest_flow
+from flows.release import release_flow
+from flows.site import site_flow
+from storage.catalogue import Catalogue
+from tasks.report import write_report
+
+
+@flow(name="suite", flow_run_name="suite {suite.name}")
+def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
+    """Do what of the suite is missing. A failed site leaves the others running, and the suite Failed with its name."""
+    harvested = harvest_flow(suite, store, only, return_state=True)
+    if not harvested.is_completed():
+        return Failed(message=f"harvest: {harvested.message}")
+    catalogue = Catalogue(suite, store, only)
+    ended = {site: site_flow(suite, str(site), store, return_state=True) for site in catalogue.sites}
+    failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
+    write_report(catalogue)
+    if failed:
+        return Failed(message="\n".join(failed))
+    if only != "*":
+        return Completed(message="Done; a release needs every site, so run without --only to make one")
+    released = release_flow(suite, store, return_state=True)
+    return released if released.is_completed() else Failed(message=f"release: {released.message}")

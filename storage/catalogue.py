@@ -1,0 +1,76 @@
+"""The catalogue of a suite: what it is made of, and where each piece of it lies in a store. It makes nothing."""
+
+from functools import cached_property
+from pathlib import Path
+
+from core.errors import ConfigError
+from core.site import Site
+from core.suite import DictionarySpec, Shape, Suite
+from storage import texts
+from storage.dictionaries import DictionaryFolder
+from storage.harvest import Harvest
+from storage.models import ModelSource
+from storage.objects import Store
+
+
+class Catalogue:
+    """One suite in one store.
+
+    Args:
+        only: a glob over sites; the others are left alone.
+
+    Raises (when what it depends on is first asked for):
+        ConfigError: the model or the text is not there, or lacks what the suite asks for.
+    """
+
+    def __init__(self, suite: Suite, store: str | Path, only: str = "*") -> None:
+        self.suite = suite
+        self.store = Store(store)
+        self.only = only
+        self.source = ModelSource(self.store, suite.model)
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+    @cached_property
+    def all_sites(self) -> dict[Site, list[DictionarySpec]]:
+        return self.suite.sites_of(self.shape)
+
+    @cached_property
+    def sites(self) -> dict[Site, list[DictionarySpec]]:
+        """The sites that `only` names, each with its dictionaries."""
+        found = {site: specs for site, specs in self.all_sites.items() if site.matches(self.only)}
+        if not found:
+            names = ", ".join(str(site) for site in self.all_sites)
+            raise ConfigError(f"--only is {self.only!r}; expected a pattern that names one of {names}; write for example 'L09.*'")
+        return found
+
+    @cached_property
+    def harvest(self) -> Harvest:
+        return Harvest(self.store, self.suite.harvest_key(self.source.identity, texts.identity(self.store, self.suite.text)))
+
+    def folder(self, spec: DictionarySpec) -> DictionaryFolder:
+        return DictionaryFolder(self.store, spec, self.suite.dictionary_key(self.harvest.key, spec))
+
+    def scorecard_key(self, spec: DictionarySpec) -> str:
+        return self.suite.scorecard_key(self.folder(spec).key)
+
+    @property
+    def folder_of_suite(self) -> Path:
+        """Reports, and the release."""
+        return self.store.path(self.suite.name)
+
+    def failure(self, site: Site) -> str | None:
+        """Why the last attempt at a site ended, if it failed."""
+        record = self.store.get_record(self._failure(site))
+        return str(record["reason"]) if record else None
+
+    def set_failure(self, site: Site, reason: str | None) -> None:
+        if reason is None:
+            self.store.delete(self._failure(site))
+        else:
+            self.store.put_record(self._failure(site), {"reason": reason})
+
+    def _failure(self, site: Site) -> str:
+        return f"{self.suite.name}/failures/{site}.json"

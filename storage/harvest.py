@@ -1,0 +1,263 @@
+"""A harvest: tokens, and the activations of every site over them, in one Zarr v3 group.
+
+    harvests/KEY/{train,held_out}/tokens                 sequences x context, int32
+                                  rows                   rows x 2, int32: sequence, position; -1 where a block has no more rows
+                                  activations/SITE       rows x D, bfloat16 or float32, one shard a block
+                                  statistics/SITE/norms  rows, float32; sum: blocks x D and square: blocks, float64
+                 commits/...                             a record for each block: which sites of it are there
+
+Blocks are padded to one number of rows, so that a block is a shard; its rows are in the same shuffled order at every site.
+A block exists when its commit does. Chunks carry CRC32C, which is verified on read.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import zarr
+from torch import Tensor
+from zarr.codecs import Crc32cCodec
+
+from core.errors import JumpsuiteError
+from core.order import Rows, block_permutation
+from core.packing import SpecialTokens, Tokens, is_text
+from core.site import Site
+from core.statistics import Moments
+from core.suite import CHUNKS_PER_BLOCK, Suite
+from storage import bfloat16
+from storage.objects import Corrupt, Store
+
+bfloat16.register()
+
+DTYPES: dict[str, Any] = {"bfloat16": bfloat16.DTYPE, "float32": np.dtype("float32")}
+PARTS = ("train", "held_out")
+
+
+class Harvest:
+    """One harvest of a store; `begin` makes it.
+
+    Args:
+        key: of the configuration that made it (`Suite.harvest_key`).
+    """
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store = store
+        self.key = key
+        self.prefix = f"harvests/{key}"
+
+    @property
+    def has_tokens(self) -> bool:
+        return self.description is not None
+
+    @cached_property
+    def description(self) -> dict[str, Any] | None:
+        """What the tokens are: model, text, fingerprint, special tokens; None until they are all written."""
+        return self.store.get_record(f"{self.prefix}/commits/tokens.json")
+
+    def part(self, name: str) -> "Part":
+        return Part(self, name)
+
+    def begin(self, suite: Suite) -> None:
+        """Lay out the group and its tokens, empty."""
+        group = zarr.create_group(self.store.zarr(self.prefix), overwrite=True)
+        harvest, context = suite.harvest, suite.text.context
+        block_rows = harvest.block_sequences * (context - 1)
+        for name, sequences in zip(PARTS, (suite.text.num_sequences, suite.text.num_held_out_sequences), strict=True):
+            blocks = -(-sequences // harvest.block_sequences)
+            part = group.create_group(name)
+            part.attrs.update({"block_sequences": harvest.block_sequences, "block_rows": block_rows, "blocks": blocks, "dtype": harvest.dtype})
+            _array(part, "tokens", (sequences, context), "int32", (harvest.block_sequences, context))
+            _array(part, "rows", (blocks * block_rows, 2), "int32", (block_rows, 2), fill=-1)
+
+    def commit_tokens(self, description: dict[str, Any]) -> None:
+        """Say that every token is written. From now on the rows of every block are known."""
+        digest = hashlib.sha256()
+        for name in PARTS:
+            for block in range(self.part(name).num_blocks):
+                digest.update(self.part(name).tokens(block).tobytes())
+        full = description | {"token_fingerprint": digest.hexdigest()}
+        zarr.open_group(self.store.zarr(self.prefix), mode="r+").attrs.update(full)
+        self.store.put_record(f"{self.prefix}/commits/tokens.json", full)
+        self.__dict__.pop("description", None)
+
+    def losses(self, name: str) -> list[float] | None:
+        """Losses of the held-out sequences, in nats, measured under some condition; None until `save_losses` wrote them."""
+        record = self.store.get_record(f"{self.prefix}/losses/{name}.json")
+        return [float(loss) for loss in record["losses"]] if record else None
+
+    def save_losses(self, name: str, losses: list[float]) -> None:
+        self.store.put_record(f"{self.prefix}/losses/{name}.json", {"losses": losses})
+
+
+class Part:
+    """The training or the held-out part of a harvest."""
+
+    def __init__(self, harvest: Harvest, name: str) -> None:
+        self.harvest = harvest
+        self.name = name
+        self._group = zarr.open_group(harvest.store.zarr(f"{harvest.prefix}/{name}"), mode="r+")
+        attributes: dict[str, Any] = dict(self._group.attrs)
+        self.num_blocks = int(attributes["blocks"])
+        self.block_rows = int(attributes["block_rows"])
+        self.block_sequences = int(attributes["block_sequences"])
+        self.dtype = str(attributes["dtype"])
+        self.chunk_rows = self.block_rows // CHUNKS_PER_BLOCK
+
+    # Tokens and rows
+
+    def write_tokens(self, block: int, tokens: Tokens, special: SpecialTokens, shuffle_seed: int) -> None:
+        """Write a block's tokens, sequences x context, and with them which rows it will have, in which order."""
+        first = block * self.block_sequences
+        self._array("tokens")[first : first + len(tokens)] = tokens
+        sequence, position = np.nonzero(is_text(tokens, special))
+        rows = np.full((self.block_rows, 2), -1, dtype=np.int32)
+        order = block_permutation(shuffle_seed, block, len(sequence))
+        rows[: len(sequence)] = np.stack([first + sequence[order], position[order]], axis=1)
+        self._array("rows")[block * self.block_rows : (block + 1) * self.block_rows] = rows
+
+    def tokens(self, block: int) -> Tokens:
+        """The tokens of a block, sequences x context."""
+        return self._read("tokens", slice(block * self.block_sequences, (block + 1) * self.block_sequences))
+
+    def first_tokens(self, num_sequences: int) -> Tokens:
+        return self._read("tokens", slice(0, num_sequences))
+
+    def rows(self, block: int) -> npt.NDArray[np.int32]:
+        """(sequence, position) of each row of a block, padding left out; sequences are counted from the part's beginning."""
+        rows = self._read("rows", slice(block * self.block_rows, (block + 1) * self.block_rows))
+        return rows[rows[:, 0] >= 0]
+
+    @cached_property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Which rows hold activations, not padding."""
+        return self._read("rows", slice(None))[:, 0] >= 0
+
+    # Activations
+
+    def add_sites(self, widths: dict[Site, int]) -> None:
+        """Lay out the arrays of sites that are not there yet."""
+        for site, width in widths.items():
+            if f"activations/{site}" in self._group:
+                continue
+            rows, block_rows = self.num_blocks * self.block_rows, self.block_rows
+            statistics = f"statistics/{site}"
+            _array(self._group, f"{statistics}/norms", (rows,), "float32", (block_rows,))
+            _array(self._group, f"{statistics}/sum", (self.num_blocks, width), "float64", (1, width))
+            _array(self._group, f"{statistics}/square", (self.num_blocks,), "float64", (1,))
+            shape, chunk = (rows, width), (self.chunk_rows, width)
+            _array(self._group, f"activations/{site}", shape, DTYPES[self.dtype], chunk, shard=(block_rows, width))
+
+    def harvested(self, block: int) -> set[Site]:
+        """The sites whose activations of a block are committed."""
+        record = self.harvest.store.get_record(self._commit(block))
+        return {Site.parse(name) for name in record["sites"]} if record else set()
+
+    def missing(self, sites: Sequence[Site]) -> list[int]:
+        """Blocks that lack one of the sites."""
+        return [block for block in range(self.num_blocks) if not set(sites) <= self.harvested(block)]
+
+    def write_block(self, block: int, activations: dict[Site, Tensor]) -> None:
+        """Write and commit a block.
+
+        Args:
+            activations: rows x D of each site, in the order of `rows(block)`, of any floating type.
+
+        Raises:
+            JumpsuiteError: an activation is not finite.
+        """
+        for site, x_BD in activations.items():
+            if not x_BD.isfinite().all():
+                raise JumpsuiteError(
+                    f"{site} has activations in block {block} of {self.name} that are not finite; expected numbers; "
+                    "set model.dtype to float32 or leave the site out"
+                )
+            stored = x_BD.to(getattr(torch, self.dtype))
+            moments, begin = Moments.of(stored), block * self.block_rows
+            statistics = f"statistics/{site}"
+            self._array(f"{statistics}/norms")[begin : begin + len(stored)] = stored.float().norm(dim=1).numpy()
+            self._array(f"{statistics}/sum")[block] = moments.total
+            self._array(f"{statistics}/square")[block] = moments.total_square
+            # A whole shard in one write, padding included, is one object put whole.
+            padded = torch.zeros(self.block_rows, stored.shape[1], dtype=stored.dtype)
+            padded[: len(stored)] = stored
+            self._array(f"activations/{site}")[begin : begin + self.block_rows] = _to_numpy(padded)
+        sites = self.harvested(block) | set(activations)
+        self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
+
+    def norms(self, site: Site) -> npt.NDArray[np.float32]:
+        """The Euclidean norm of each row, zero for padding."""
+        return self._read(f"statistics/{site}/norms", slice(None))
+
+    def moments(self, site: Site) -> Moments:
+        """Sums over all rows, merged in block order."""
+        sums, squares = self._read(f"statistics/{site}/sum", slice(None)), self._read(f"statistics/{site}/square", slice(None))
+        counts = self.valid.reshape(self.num_blocks, self.block_rows).sum(1)
+        blocks = [Moments(int(n), total, float(square)) for n, total, square in zip(counts, sums, squares, strict=True)]
+        return sum(blocks[1:], start=blocks[0])
+
+    def read(self, site: Site, chunks: Sequence[int], rows: Rows) -> Tensor:
+        """Rows of a site, in the order asked for.
+
+        Args:
+            chunks: those that hold the rows. rows: row numbers of the part.
+        """
+        pieces = [self._chunk(site, chunk) for chunk in chunks]
+        place = {chunk: index for index, chunk in enumerate(chunks)}
+        chunk_of_row = np.array([place[int(chunk)] for chunk in rows // self.chunk_rows], dtype=np.int64)
+        index = torch.from_numpy(chunk_of_row * self.chunk_rows + rows % self.chunk_rows)
+        return torch.cat(pieces)[index]
+
+    def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
+        """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out."""
+        for chunk in range(self.num_blocks * CHUNKS_PER_BLOCK):
+            mask = wanted[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+            if mask.any():
+                yield self._chunk(site, chunk)[torch.from_numpy(mask)]
+
+    def _chunk(self, site: Site, chunk: int) -> Tensor:
+        begin = chunk * self.chunk_rows
+        return _to_torch(self._read(f"activations/{site}", slice(begin, begin + self.chunk_rows)))
+
+    def _commit(self, block: int) -> str:
+        return f"{self.harvest.prefix}/commits/{self.name}/{block:06d}.json"
+
+    @cache  # noqa: B019: a part lives as long as the work on it
+    def _array(self, name: str) -> Any:
+        return self._group[name]
+
+    def _read(self, name: str, rows: slice) -> Any:
+        array = self._array(name)
+        begin, end, _ = rows.indices(array.shape[0])
+        shard_rows = (array.shards or array.chunks)[0]
+        objects = [f"{name}/c/{index}" + "/0" * (array.ndim - 1) for index in range(begin // shard_rows, -(-end // shard_rows))]
+        where = f"{self.harvest.prefix}/{self.name}"
+        # zarr reads an absent object as zeros; here every object of a committed block is there, or was lost.
+        lost = next((key for key in objects if not self.harvest.store.has(f"{where}/{key}")), None)
+        if lost:
+            raise Corrupt(self._damaged(f"{lost} is missing"))
+        try:
+            return array[rows]
+        except ValueError as error:
+            raise Corrupt(self._damaged(f"{name} is damaged in rows {begin:,} to {end:,} ({error})")) from None
+
+    def _damaged(self, what: str) -> str:
+        path = self.harvest.store.path(f"{self.harvest.prefix}/{self.name}")
+        commits = self.harvest.store.path(f"{self.harvest.prefix}/commits/{self.name}")
+        return f"{path}: {what}; expected what was harvested; delete {commits} and run again to harvest this part anew"
+
+
+def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:
+    group.create_array(name, shape=shape, dtype=dtype, chunks=chunk, shards=shard, fill_value=fill, compressors=[Crc32cCodec()])
+
+
+def _to_numpy(x: Tensor) -> npt.NDArray[Any]:
+    x = x.contiguous()
+    return x.view(torch.uint16).numpy().view(bfloat16.DTYPE) if x.dtype == torch.bfloat16 else x.numpy()
+
+
+def _to_torch(x: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16) if x.dtype == bfloat16.DTYPE else torch.from_numpy(x)

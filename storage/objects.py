@@ -1,0 +1,114 @@
+"""A store: named objects that are absent or complete, in a local folder (object stores are to follow behind the same calls).
+
+Every object is put whole (written beside, then renamed), and every record carries a checksum that is verified on read.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import obstore
+import zarr.storage
+from obstore.store import LocalStore
+
+from core.errors import ConfigError, JumpsuiteError
+from core.key import canonical
+
+
+class Corrupt(JumpsuiteError):
+    """An object is not what was written."""
+
+
+class Store:
+    """Objects under one root.
+
+    Args:
+        root: a local folder, made when it is not there.
+
+    Raises:
+        ConfigError: the root cannot be a folder of ours.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise ConfigError(f"--store is {str(root)!r}; expected a local folder; object stores are not supported yet, write for example runs")
+        self.root = Path(root).resolve()
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--store is {str(root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
+        self._objects = LocalStore(str(self.root))
+
+    def has(self, key: str) -> bool:
+        try:
+            self._objects.head(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def get(self, key: str) -> bytes:
+        """Raises FileNotFoundError when the object is absent."""
+        return bytes(self._objects.get(key).bytes())
+
+    def put(self, key: str, data: bytes) -> str:
+        """Store an object whole, replacing what was there, and give its SHA-256."""
+        obstore.put(self._objects, key, data)
+        return hashlib.sha256(data).hexdigest()
+
+    def delete(self, key: str) -> None:
+        if self.has(key):
+            self._objects.delete(key)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every object under a prefix (a whole number of path parts), sorted."""
+        return sorted(str(meta["path"]) for batch in obstore.list(self._objects, prefix) for meta in batch)
+
+    def get_checked(self, key: str, sha256: str) -> bytes:
+        """An object whose checksum is known.
+
+        Raises:
+            Corrupt: it is gone, or its bytes are not those that were written.
+        """
+        try:
+            data = self.get(key)
+        except FileNotFoundError:
+            raise Corrupt(f"{self.path(key)} is missing; expected the file that was written there; restore it, or delete its folder") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise Corrupt(
+                f"{self.path(key)} was changed since it was written; expected SHA-256 {sha256[:12]}…; restore it, or delete it and run again"
+            )
+        return data
+
+    def put_record(self, key: str, record: dict[str, Any]) -> None:
+        """Store a JSON record with a checksum of its contents."""
+        checked = record | {"checksum": hashlib.sha256(canonical(record)).hexdigest()}
+        self.put(key, json.dumps(checked, indent=2, sort_keys=True, allow_nan=False).encode() + b"\n")
+
+    def get_record(self, key: str) -> dict[str, Any] | None:
+        """A record, or None when there is none.
+
+        Raises:
+            Corrupt: it is not what was written.
+        """
+        try:
+            data = self.get(key)
+        except FileNotFoundError:
+            return None
+        try:
+            record = json.loads(data)
+            checksum = record.pop("checksum")
+        except (ValueError, KeyError, AttributeError):
+            raise Corrupt(f"{self.path(key)} is not a record; expected JSON with a checksum; delete it and run again") from None
+        if hashlib.sha256(canonical(record)).hexdigest() != checksum:
+            raise Corrupt(f"{self.path(key)} was changed since it was written; expected its checksum to match; delete it and run again")
+        return dict(record)
+
+    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
+        """The same objects, under a prefix, as zarr-python takes them."""
+        self.path(prefix).mkdir(parents=True, exist_ok=True)
+        return zarr.storage.ObjectStore(LocalStore(str(self.path(prefix))))
+
+    def path(self, key: str) -> Path:
+        """Where an object lies, for libraries that read folders themselves, and for messages."""
+        return self.root / key

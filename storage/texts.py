@@ -1,0 +1,147 @@
+"""Texts: documents from the hub, from local files, or from the documentation of installed packages."""
+
+import ast
+import glob
+import hashlib
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from core.errors import ConfigError
+from core.suite import Text
+from storage.digests import digest
+from storage.objects import Store
+
+datasets.disable_progress_bars()
+
+FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+DOCUMENTED = ("torch", "numpy", "pandas", "pyarrow", "datasets", "zarr", "prefect", "pydantic")
+"""Packages whose documentation is `installed-docs`, beside Python's own: all of them come with this project."""
+
+SHORTEST_DOCUMENT = 200
+"""Characters under which a docstring is a label, not a text."""
+
+
+def identity(store: Store, text: Text) -> str:
+    """A word that changes when the documents do.
+
+    Raises:
+        ConfigError: local files that are not there.
+    """
+    if text.source == "installed-docs":
+        return "installed-docs:" + ",".join(f"{name}=={_version(name)}" for name in DOCUMENTED)
+    if text.source.startswith("hub:"):
+        return text.source
+    return f"files:{digest(store, _files(text))}"
+
+
+def documents(text: Text) -> Iterator[str]:
+    """Every document, in an order that is a function of the configuration.
+
+    Raises:
+        ConfigError: the text cannot be had, or has no such column.
+    """
+    if text.source == "installed-docs":
+        return iter(sorted(set(_installed_docs()), key=lambda document: _order(document, text.seed)))
+    return _column(text, _explained(text, _load(text)))
+
+
+def _load(text: Text) -> Iterable[dict[str, Any]]:
+    if text.source.startswith("hub:"):
+        name = text.source.removeprefix("hub:")
+        loaded = datasets.load_dataset(name, text.subset, split=text.split, streaming=True)
+    else:
+        files = _files(text)
+        options: dict[str, Any] = {"sample_by": "document"} if files[0].suffix == ".txt" else {}
+        loaded = datasets.load_dataset(FORMATS[files[0].suffix], data_files=[str(file) for file in files], split="train", streaming=True, **options)
+    yield from loaded.shuffle(seed=text.seed, buffer_size=10_000)
+
+
+def _explained(text: Text, examples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What the library below says when a text cannot be had, in one sentence."""
+    try:
+        yield from examples
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"text.source is {text.source!r}, which could not be read ({reason}); expected installed-docs, hub:ORG/NAME or files; "
+            "check the name, text.subset, text.split and the network"
+        ) from None
+
+
+def _column(text: Text, examples: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for example in examples:
+        value = example.get(text.column)
+        if not isinstance(value, str):
+            raise ConfigError(f"text.column is {text.column!r}; expected a column of text among {', '.join(example)}; correct text.column")
+        yield value
+
+
+def _files(text: Text) -> list[Path]:
+    files = sorted(Path(path) for path in glob.glob(text.source, recursive=True) if Path(path).is_file())
+    if not files:
+        raise ConfigError(
+            f"text.source is {text.source!r}, which names no file; expected installed-docs, hub:ORG/NAME or a glob of "
+            f"{', '.join(FORMATS)} files; correct the path"
+        )
+    suffixes = {file.suffix for file in files}
+    if len(suffixes) > 1 or not suffixes <= set(FORMATS):
+        raise ConfigError(
+            f"text.source is {text.source!r}, which names files ending in {', '.join(sorted(suffixes)) or 'nothing'}; expected one of "
+            f"{', '.join(FORMATS)}; narrow the glob"
+        )
+    return files
+
+
+def _order(document: str, seed: int) -> bytes:
+    return hashlib.blake2b(document.encode("utf-8", "surrogatepass"), key=b"order" + seed.to_bytes(8, "little")).digest()
+
+
+def _installed_docs() -> Iterator[str]:
+    """Docstrings, and the READMEs in package metadata; each one document."""
+    from pydoc_data.topics import topics
+
+    yield from (topic for topic in topics.values() if len(topic) >= SHORTEST_DOCUMENT)
+    roots = [Path(sysconfig.get_paths()["stdlib"])]
+    for name in DOCUMENTED:
+        if spec := find_spec(name):
+            roots += [Path(place) for place in spec.submodule_search_locations or []]
+        try:
+            description = distribution(name).metadata.get_payload()
+        except PackageNotFoundError:
+            continue
+        if isinstance(description, str) and len(description) >= SHORTEST_DOCUMENT:
+            yield description
+    for root in roots:
+        for path in sorted(root.rglob("*.py")):
+            inside = path.relative_to(root).parts
+            if not {"site-packages", "tests", "test", "idlelib"} & set(inside):
+                yield from _docstrings(path)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node)
+            if docstring and len(docstring) >= SHORTEST_DOCUMENT:
+                yield docstring
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

@@ -1,0 +1,109 @@
+"""Card: the README of a release, written from its scorecards."""
+
+import json
+from typing import Any
+
+import yaml
+
+from core.suite import Suite
+from tasks.report import COLUMNS, LEGEND, Scored, cells, rows_of
+from tasks.train import describe_filter
+
+
+def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks: dict[str, str]) -> str:
+    """Markdown, with the front matter that the Hugging Face hub reads.
+
+    Args:
+        description: of the harvest. hooks: each site's place as a Hugging Face hook point.
+    """
+    title = suite.release.title or suite.name
+    front = {"license": suite.release.license, "library_name": "saelens", "tags": ["sparse-autoencoder", "jumprelu", "interpretability"]}
+    if _on_hub(suite.model.source):
+        front["base_model"] = suite.model.source
+    first_spec, first_card = scored[0]
+    commits = ", ".join(sorted({row["commit"] for row in rows_of(scored)}))
+    loss = first_card["loss"]
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {_plain(title)}
+
+{len(scored)} JumpReLU sparse autoencoders ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite (commit {commits}).
+{_paragraph(suite.release.notes)}
+| | |
+|---|---|
+| model | `{suite.model.source}`{f" at `{suite.model.revision}`" if suite.model.revision else ""}, run in {suite.model.dtype} |
+| text | `{suite.text.source}`: {suite.text.tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out, in sequences of {suite.text.context:,} |
+| text fingerprint | `{description["token_fingerprint"][:16]}` (SHA-256 of the tokens) |
+| sites | {", ".join(f"`{site}` (`{hook}`)" for site, hook in hooks.items())} |
+| intact loss | {loss["intact"]:.3f} nats a token, over {loss["sequences"]} held-out sequences |
+
+## What was measured
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}
+{chr(10).join(f"| {' | '.join(line)} |" for line in cells(scored))}
+
+{LEGEND}
+
+![FVU and delta loss against L0](pareto.png)
+
+## How to load one
+
+```python
+from sae_lens import SAE
+
+sae = SAE.load_from_disk("saelens/{first_spec.site}/{first_spec.name}")
+latents = sae.encode(activations)       # raw activations of {hooks[str(first_spec.site)]}
+reconstruction = sae.decode(latents)
+```
+
+With NumPy alone (Gemma Scope's format):
+
+```python
+import numpy as np
+
+p = np.load("{first_card["gemma_scope"]}/params.npz")
+z = activations @ p["W_enc"] + p["b_enc"]
+reconstruction = (z * (z > p["threshold"])) @ p["W_dec"] + p["b_dec"]
+```
+
+Activations are raw: their scale, mean and the pre-encoder bias are folded into the weights. `attn_z` takes the heads
+concatenated, as the input of the attention's output projection has them.
+
+## How they were trained
+
+```json
+{json.dumps(suite.training.model_dump(), indent=2)}
+```
+
+## Know before use
+
+- BOS, EOS and padding were neither trained nor scored on, and keep their own activations when the dictionary is spliced in.
+{_filter_notes(scored)}
+- "Dead %" counts latents that fired on none of the {first_card["rows"]:,} held-out rows; rare latents count as dead here.
+
+`jumpsuite verify` checks `SHA256SUMS` and runs every dictionary on `samples/` against its scorecard.
+"""
+
+
+def _filter_notes(scored: Scored) -> str:
+    seen = {str(spec.site): card for spec, card in scored if card["inputs"]["norm_limit"] is not None}
+    if not seen:
+        return "- No rows were left out for their norm."
+    lines = [f"  - `{site}`: {describe_filter(card['inputs'])}." for site, card in seen.items()]
+    return "- Rows of extreme norm were left out of training and of these scores, and keep their own activations when spliced:\n" + "\n".join(lines)
+
+
+def _paragraph(notes: str | None) -> str:
+    return f"\n{_plain(notes)}\n" if notes else ""
+
+
+def _plain(text: str) -> str:
+    """A user's words as one Markdown paragraph that cannot open HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _on_hub(source: str) -> bool:
+    return ":" not in source and source.count("/") == 1 and not source.endswith(".gguf") and not source.startswith((".", "/"))

@@ -1,0 +1,58 @@
+"""Harvest: the activations of every site, block by block, each block from one pass over its sequences."""
+
+import logging
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from core.anatomy import Anatomy
+from core.site import Site
+from storage.catalogue import Catalogue
+from storage.harvest import PARTS, Part
+from tasks.progress import Progress
+from tasks.resources import loaded_anatomy
+
+log = logging.getLogger(__name__)
+
+
+@task(task_run_name="harvest {catalogue.suite.name}", cache_policy=NO_CACHE)
+def harvest_blocks(catalogue: Catalogue) -> None:
+    """Leave every block of the suite's sites in the harvest; blocks that are there are not made again."""
+    sites = list(catalogue.sites)
+    widths = {site: catalogue.shape.width_of(site) for site in sites}
+    work: list[tuple[Part, int]] = []
+    for name in PARTS:
+        part = catalogue.harvest.part(name)
+        part.add_sites(widths)
+        work += [(part, block) for block in part.missing(sites)]
+    if not work:
+        return
+    anatomy = loaded_anatomy(catalogue)
+    total = sum(part.tokens(block).size for part, block in work)
+    with Progress(f"harvest {len(sites)} sites", total, "tokens") as progress:
+        for part, block in work:
+            activations = _activations(anatomy, part, block, widths, catalogue.suite.harvest.batch_sequences, progress)
+            part.write_block(block, activations)
+
+
+@torch.inference_mode()
+def _activations(anatomy: Anatomy, part: Part, block: int, widths: dict[Site, int], batch_sequences: int, progress: Progress) -> dict[Site, Tensor]:
+    """Rows x D of each site, in the block's shuffled order."""
+    tokens = torch.from_numpy(part.tokens(block)).long()
+    rows = torch.from_numpy(part.rows(block)).long()
+    sequence, position = rows[:, 0] - block * part.block_sequences, rows[:, 1]
+    device = next(anatomy.model.parameters()).device
+    captured: dict[Site, Tensor] = {}
+    gathered = {site: torch.empty(len(rows), width, dtype=getattr(torch, part.dtype)) for site, width in widths.items()}
+    last = max(site.layer for site in widths)
+    with anatomy.capture(list(widths), into=captured):
+        for first in range(0, len(tokens), batch_sequences):
+            batch = tokens[first : first + batch_sequences]
+            anatomy.run_to(last, batch.to(device))
+            here = (sequence >= first) & (sequence < first + len(batch))
+            for site, x in captured.items():
+                gathered[site][here] = x[sequence[here].to(device) - first, position[here].to(device)].to(gathered[site].dtype).cpu()
+            progress.advance(batch.numel())
+    return gathered

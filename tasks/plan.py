@@ -1,0 +1,64 @@
+"""Plan: what running a suite would take, from arithmetic and a second's measurement of this machine."""
+
+import time
+
+import torch
+
+from core.anatomy import device_of
+from core.forecast import forecast
+from storage.catalogue import Catalogue
+
+
+def describe(catalogue: Catalogue) -> str:
+    """The plan, as text. Changes nothing."""
+    suite, sites = catalogue.suite, catalogue.sites
+    f, rate = forecast(suite, catalogue.shape, sites), _flop_a_second(catalogue.suite.device)
+    names = sorted({spec.name for specs in sites.values() for spec in specs})
+    kinds = sorted({site.kind for site in sites})
+    layers = sorted({site.layer for site in sites})
+    lines = [
+        ("suite", f"{suite.name}: {f.dictionaries:,} dictionaries at {f.sites:,} sites"),
+        ("model", f"{suite.model.source}, {catalogue.shape.layers} layers, d_model {catalogue.shape.d_model:,}"),
+        ("sites", f"layers {_ranges(layers)}; {', '.join(kinds)}"),
+        ("dictionaries", ", ".join(names[:8]) + (f", … ({len(names)} names)" if len(names) > 8 else "")),
+        ("text", f"{suite.text.source}: {suite.text.tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out"),
+        ("harvest", f"{f.rows:,} rows a site, {_bytes(f.harvest_bytes)} on disk, {f.harvest_flop:.2g} FLOP"),
+        ("training", f"{f.training_rows:,} rows in all, up to {f.epochs:.1f} epochs, {f.training_flop:.2g} FLOP"),
+        ("on disk", f"dictionaries {_bytes(f.dictionary_bytes)}; checkpoints at most {_bytes(f.checkpoint_bytes)}"),
+        (
+            "hours",
+            f"harvest {_hours(f.harvest_flop / rate)}, training {_hours(f.training_flop / rate)} at the {rate / 1e9:,.0f} GFLOP/s that a float32 "
+            "product reaches here; expect up to three times that, and evaluation besides",
+        ),
+    ]
+    return "\n".join(f"{name:<14}{text}" for name, text in lines)
+
+
+def _flop_a_second(device_name: str, size: int = 1_024, seconds: float = 0.5) -> float:
+    """What a float32 product reaches on this device."""
+    device = device_of(device_name)
+    a = torch.randn(size, size, device=device)
+    (a @ a).sum().item()
+    began, products = time.monotonic(), 0
+    while time.monotonic() - began < seconds:
+        (a @ a)[0, 0].item()
+        products += 1
+    return 2 * size**3 * products / (time.monotonic() - began)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1_000:
+            return f"{count:,.1f} {unit}"
+        count /= 1_000
+    return f"{count:,.1f} PB"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds < 3_600 else f"{seconds / 3_600:,.1f} h"
+
+
+def _ranges(layers: list[int]) -> str:
+    if len(layers) > 3 and layers == list(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return ", ".join(map(str, layers))

@@ -1,0 +1,146 @@
+"""Report: what was measured, as a table, a Parquet file and a picture."""
+
+import io
+from typing import Any
+
+import matplotlib
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.suite import DictionarySpec
+from storage.catalogue import Catalogue
+from tasks.evaluate import scorecards
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Scored = list[tuple[DictionarySpec, dict[str, Any]]]
+
+# Colour-blind safe (Okabe and Ito), one a kind of site; a marker a layer.
+COLOURS = {"resid_post": "#0072B2", "mlp_out": "#D55E00", "attn_z": "#009E73"}
+MARKERS = "osD^vPX*<>hpd"
+
+
+def rows_of(scored: Scored) -> list[dict[str, Any]]:
+    """One flat row for each scorecard: what tables and Parquet show."""
+    return [
+        {
+            "site": str(spec.site),
+            "layer": spec.site.layer,
+            "kind": spec.site.kind,
+            "name": spec.name,
+            "width": spec.width,
+            "target_l0": spec.target_l0,
+            "l0_coefficient": spec.l0_coefficient,
+            "seed": spec.seed,
+            "l0": card["l0"],
+            "fvu": card["fvu"],
+            "fvu_all_rows": card["fvu_all_rows"],
+            "delta_loss": card["loss"]["delta"],
+            "delta_loss_standard_error": card["loss"]["delta_standard_error"],
+            "delta_loss_zero_ablation": card["loss"]["delta_zero"],
+            "delta_loss_mean_ablation": card["loss"]["delta_mean"],
+            "intact_loss": card["loss"]["intact"],
+            "dead": card["dead"],
+            "rows": card["rows"],
+            "dictionary": card["dictionary"],
+            "commit": card["code"]["commit"],
+        }
+        for spec, card in scored
+    ]
+
+
+COLUMNS = ("site", "width", "L0", "target", "FVU", "delta loss", "mean-abl.", "deleted", "dead %")
+
+
+def cells(scored: Scored) -> list[tuple[str, ...]]:
+    """The table's cells, as text."""
+    return [
+        (
+            row["site"],
+            f"{row['width']:,}",
+            f"{row['l0']:.1f}",
+            f"{row['target_l0']:g}" if row["target_l0"] is not None else f"λ {row['l0_coefficient']:g}",
+            f"{row['fvu']:.3f}",
+            f"{row['delta_loss']:.3f}" + (f" ± {row['delta_loss_standard_error']:.3f}" if row["delta_loss_standard_error"] is not None else ""),
+            f"{row['delta_loss_mean_ablation']:.2f}",
+            f"{row['delta_loss_zero_ablation']:.2f}",
+            f"{100 * row['dead']:.1f}",
+        )
+        for row in rows_of(scored)
+    ]
+
+
+def table(scored: Scored) -> str:
+    """The table a terminal shows, and a line that says what its columns are."""
+    lines = [COLUMNS, *cells(scored)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
+    rule = "─" * len(text[0])
+    return "\n".join([text[0], rule, *text[1:]])
+
+
+LEGEND = (
+    "L0: active latents a token.  FVU: fraction of variance unexplained.  Delta loss: nats a token added by splicing the dictionary in "
+    "(± standard error);\nmean-abl., deleted: the same with the site's mean, or zeros, in its place.  All on held-out text."
+)
+
+
+def parquet(scored: Scored) -> bytes:
+    """The suite's scorecards as one Parquet table."""
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows_of(scored)), sink)  # type: ignore[no-untyped-call]
+    return sink.getvalue()
+
+
+def picture(scored: Scored, title: str) -> bytes:
+    """A PNG: FVU, and delta loss, against L0; dictionaries of one site and width are joined."""
+    rows = rows_of(scored)
+    layers = sorted({row["layer"] for row in rows})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axis, column, label in zip(axes, ("fvu", "delta_loss"), ("fraction of variance unexplained", "delta loss (nats a token)"), strict=True):
+        _pareto(axis, rows, column, layers)
+        axis.set_xlabel("L0 (active latents a token)")
+        axis.set_ylabel(label)
+    handles = [plt.Line2D([], [], color=COLOURS[kind], lw=3, label=kind) for kind in COLOURS if any(row["kind"] == kind for row in rows)]
+    handles += [plt.Line2D([], [], color="0.3", marker=MARKERS[i % len(MARKERS)], ls="", label=f"layer {layer}") for i, layer in enumerate(layers)]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    figure.suptitle(title)
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=130, metadata={"Software": None})
+    plt.close(figure)
+    return sink.getvalue()
+
+
+def _pareto(axis: Axes, rows: list[dict[str, Any]], column: str, layers: list[int]) -> None:
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["site"], row["width"], row["seed"]), []).append(row)
+    for group in groups.values():
+        group.sort(key=lambda row: row["l0"])
+        marker = MARKERS[layers.index(group[0]["layer"]) % len(MARKERS)]
+        axis.plot([r["l0"] for r in group], [r[column] for r in group], color=COLOURS[group[0]["kind"]], marker=marker, lw=1.2, ms=6, alpha=0.9)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
+    axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000) if _near(rows, tick)]
+    axis.set_xticks(ticks)
+    axis.set_ylim(bottom=min(0, min(row[column] for row in rows)))
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _near(rows: list[dict[str, Any]], tick: float) -> bool:
+    l0s = [row["l0"] for row in rows]
+    return min(l0s) / 2 <= tick <= max(l0s) * 2
+
+
+def write_report(catalogue: Catalogue) -> Scored:
+    """Write the suite's table and picture beside its release, and give the scorecards they show."""
+    scored = list(scorecards(catalogue))
+    if scored:
+        name = catalogue.suite.name
+        catalogue.store.put(f"{name}/metrics.parquet", parquet(scored))
+        catalogue.store.put(f"{name}/pareto.png", picture(scored, catalogue.suite.release.title or name))
+    return scored

@@ -1,0 +1,41 @@
+"""Status: where each site and dictionary of a suite stands, read from the store alone."""
+
+from core.site import Site
+from core.suite import DictionarySpec
+from storage.catalogue import Catalogue
+
+
+def describe(catalogue: Catalogue) -> tuple[str, bool]:
+    """A line for the harvest and each dictionary, and whether all of them are done."""
+    lines, complete = [f"harvest  {_harvest(catalogue)}"], True
+    for site, specs in catalogue.sites.items():
+        for spec in specs:
+            text, done = _dictionary(catalogue, site, spec)
+            complete &= done
+            lines.append(f"{site!s:<16} {spec.name:<24} {text}")
+    return "\n".join(lines), complete
+
+
+def _harvest(catalogue: Catalogue) -> str:
+    harvest = catalogue.harvest
+    if not harvest.has_tokens:
+        return "absent"
+    parts = [harvest.part("train"), harvest.part("held_out")]
+    total = sum(part.num_blocks for part in parts)
+    done = total - sum(len(part.missing(list(catalogue.sites))) for part in parts)
+    return f"done, {total} blocks" if done == total else f"running, {done} of {total} blocks"
+
+
+def _dictionary(catalogue: Catalogue, site: Site, spec: DictionarySpec) -> tuple[str, bool]:
+    folder = catalogue.folder(spec)
+    if scorecard := folder.scorecard(catalogue.scorecard_key(spec)):
+        loss = scorecard["loss"]["delta"]
+        return f"done     L0 {scorecard['l0']:.1f}  FVU {scorecard['fvu']:.3f}  delta loss {loss:.3f}  dead {scorecard['dead']:.1%}", True
+    if folder.failure:
+        return f"failed   {folder.failure}", False
+    if reason := catalogue.failure(site):
+        return f"failed   {reason}", False
+    if folder.done:
+        return "trained  not yet scored", False
+    steps = catalogue.suite.training.num_steps(spec.tokens)
+    return (f"running  checkpoint at step {folder.progress:,} of {steps:,}" if folder.progress else "absent"), False

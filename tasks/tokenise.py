@@ -1,0 +1,90 @@
+"""Tokenise: documents into the token arrays of a harvest, training and held-out apart."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from core.errors import ConfigError
+from core.packing import Packer, SpecialTokens, Tokens, is_held_out
+from core.suite import Text
+from storage import texts
+from storage.catalogue import Catalogue
+from storage.harvest import PARTS, Harvest
+from storage.models import special_tokens
+from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
+
+DOCUMENTS_AT_ONCE = 256
+
+
+@task(task_run_name="tokenise {catalogue.suite.text.source}", cache_policy=NO_CACHE)
+def tokenise(catalogue: Catalogue) -> None:
+    """Leave every token of the suite in the harvest; do nothing if they are there."""
+    harvest, suite = catalogue.harvest, catalogue.suite
+    if harvest.has_tokens:
+        return
+    log.info("Reading %s", suite.text.source)
+    tokenizer = catalogue.source.load_tokenizer()
+    special = special_tokens(tokenizer)
+    harvest.begin(suite)
+    _write(harvest, suite.text, suite.harvest.shuffle_seed, special, _tokenised(tokenizer, suite.text))
+    harvest.commit_tokens(
+        {
+            "model": catalogue.source.identity,
+            "model_dtype": suite.model.dtype,
+            "text": texts.identity(catalogue.store, suite.text),
+            "context": suite.text.context,
+            "bos_token": special.begin,
+            "excluded_tokens": list(special.excluded),
+            "text_seed": suite.text.seed,
+            "shuffle_seed": suite.harvest.shuffle_seed,
+            "block_sequences": suite.harvest.block_sequences,
+        }
+    )
+
+
+def _tokenised(tokenizer: object, text: Text) -> Iterator[tuple[str, list[int]]]:
+    """(part, tokens) of each document."""
+    # A little more than its share is held out: the part that fills last decides how much text is read.
+    share = 1.1 * text.held_out_tokens / (text.tokens + text.held_out_tokens)
+    for documents in _batched(texts.documents(text)):
+        for document, ids in zip(documents, tokenizer(documents, add_special_tokens=False).input_ids, strict=True):  # type: ignore[operator]
+            yield PARTS[is_held_out(document, share, text.seed)], ids
+
+
+def _batched(documents: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
+        yield batch
+
+
+def _write(harvest: Harvest, text: Text, shuffle_seed: int, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]]) -> None:
+    wanted = dict(zip(PARTS, (text.num_sequences, text.num_held_out_sequences), strict=True))
+    packers = {name: Packer(special, text.context) for name in PARTS}
+    parts = {name: harvest.part(name) for name in PARTS}
+    packed: dict[str, int] = dict.fromkeys(PARTS, 0)
+    waiting: dict[str, list[Tokens]] = {name: [] for name in PARTS}
+    with Progress("tokenise", sum(wanted.values()) * text.context, "tokens") as progress:
+        for name, ids in tokenised:
+            for sequence in packers[name].add(ids):
+                if packed[name] == wanted[name]:
+                    break
+                waiting[name].append(sequence)
+                packed[name] += 1
+                progress.advance(text.context)
+                if len(waiting[name]) == parts[name].block_sequences or packed[name] == wanted[name]:
+                    block = (packed[name] - 1) // parts[name].block_sequences
+                    parts[name].write_tokens(block, np.stack(waiting[name]), special, shuffle_seed)
+                    waiting[name] = []
+            if packed == wanted:
+                return
+    for name, field in zip(PARTS, ("tokens", "held_out_tokens"), strict=True):
+        if packed[name] < wanted[name]:
+            raise ConfigError(
+                f"text.{field} is {wanted[name] * text.context:,}; expected at most {packed[name] * text.context:,}, "
+                f"which is all that {text.source} gives; lower text.{field} or choose a larger text"
+            )

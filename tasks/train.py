@@ -1,0 +1,123 @@
+"""Train: every dictionary of a site that is not finished, in one run, on one read of its rows."""
+
+import logging
+from functools import lru_cache
+from typing import Any
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from torch import Tensor
+
+from core.anatomy import device_of
+from core.errors import JumpsuiteError, SickDictionary
+from core.order import TrainingOrder
+from core.site import Site
+from core.statistics import Moments, norm_limit
+from core.trainer import Trainer, train_together
+from storage.catalogue import Catalogue
+from storage.dictionaries import DictionaryFolder
+from storage.harvest import Part
+from tasks.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@task(task_run_name="train {site}", cache_policy=NO_CACHE)
+def train_site(catalogue: Catalogue, site: Site) -> None:
+    """Leave every dictionary of the site finished in the store; continue from checkpoints, do nothing for finished ones.
+
+    Raises:
+        JumpsuiteError: some dictionary fell sick, after all others are finished.
+    """
+    folders = [catalogue.folder(spec) for spec in catalogue.sites[site]]
+    folders = [folder for folder in folders if not folder.done]
+    if not folders:
+        return
+    training, device = catalogue.suite.training, device_of(catalogue.suite.device)
+    part = catalogue.harvest.part("train")
+    limit, kept = rows_within_norm(part, site, training.max_norm)
+    moments = part.moments(site) if kept.all() else _moments(part, site, kept)
+    normaliser = moments.normaliser(training.inputs)
+    inputs = _input_facts(part, site, moments, limit)
+    facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.model_dump(), "inputs": inputs}
+    log.info("%s: %s", site, describe_filter(inputs))
+
+    trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device) for folder in folders}
+    for folder in folders:
+        if checkpoint := folder.load_checkpoint():
+            trainers[folder.spec].load_state(*checkpoint)
+    sick: list[str] = []
+
+    def on_sick(trainer: Trainer, sickness: SickDictionary) -> None:
+        log.error("%s", sickness)
+        catalogue.folder(trainer.spec).fail(str(sickness))
+        sick.append(str(sickness))
+
+    order = TrainingOrder(kept, chunk_rows=part.chunk_rows, shuffle_rows=training.shuffle_rows, seed=training.order_seed)
+    start, end = min(t.step for t in trainers.values()), max(t.num_steps for t in trainers.values())
+    with Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows) as progress:
+        for steps in train_together(list(trainers.values()), _reader(part, site, order, training.batch_rows, device), on_sick):
+            progress.advance(training.batch_rows, _note(list(trainers.values())))
+            for folder in folders:
+                trainer = trainers[folder.spec]
+                if trainer.step == steps and not trainer.sick:
+                    _keep(folder, trainer, training.checkpoint_steps, facts)
+    if sick:
+        raise JumpsuiteError("; ".join(sick))
+
+
+def rows_within_norm(part: Part, site: Site, max_norm: float | None, limit: float | None = None) -> tuple[float, Any]:
+    """The norm limit of a site, and which rows of the part are within it."""
+    norms, valid = part.norms(site), part.valid
+    limit = norm_limit(norms[valid], max_norm) if limit is None else limit
+    return limit, valid & (norms <= limit)
+
+
+def _moments(part: Part, site: Site, kept: Any) -> Moments:
+    pieces = [Moments.of(batch) for batch in part.batches(site, kept)]
+    return sum(pieces[1:], start=pieces[0])
+
+
+def _input_facts(part: Part, site: Site, moments: Moments, limit: float) -> dict[str, Any]:
+    every = part.moments(site)
+    return {
+        "rows": every.rows,
+        "rows_left_out": every.rows - moments.rows,
+        "square_left_out": 1 - moments.total_square / every.total_square,
+        "norm_limit": limit if limit != float("inf") else None,
+        "mean_square": moments.mean_square,
+        "share_of_mean": float(moments.mean @ moments.mean) / moments.mean_square,
+    }
+
+
+def describe_filter(inputs: dict[str, Any]) -> str:
+    """What the maximum norm left out of a site, in a sentence."""
+    if inputs["norm_limit"] is None:
+        return f"{inputs['rows']:,} rows, none left out"
+    share = inputs["rows_left_out"] / inputs["rows"]
+    return (
+        f"{inputs['rows']:,} rows; {inputs['rows_left_out']:,} ({share:.3%}) have a norm above {inputs['norm_limit']:,.0f} and are left out, "
+        f"and with them {inputs['square_left_out']:.0%} of the squared norm"
+    )
+
+
+def _reader(part: Part, site: Site, order: TrainingOrder, batch_rows: int, device: torch.device) -> Any:
+    @lru_cache(maxsize=2)
+    def group(epoch: int, index: int) -> Tensor:
+        return part.read(site, *order.group(epoch, index))
+
+    return lambda t: order.batch(t, batch_rows, group).to(device)
+
+
+def _note(trainers: list[Trainer]) -> str:
+    points = [trainer.history[-1] for trainer in trainers if trainer.history]
+    return " | ".join(f"error {point['error']:.3f} L0 {point['l0']:.0f}" for point in points)
+
+
+def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any]) -> None:
+    """Store a trainer after a step: finished, or as a checkpoint when one is due."""
+    if trainer.done:
+        folder.finish(trainer.dictionary.fold(trainer.normaliser), facts | {"spec": folder.spec.identity(), "history": trainer.history})
+    elif trainer.step % checkpoint_steps == 0:
+        folder.save_checkpoint(*trainer.state())
