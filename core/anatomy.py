@@ -76,7 +76,7 @@ class Anatomy:
         def keep(site: Site, x: Tensor) -> None:
             into[site] = x
 
-        with _hooked([_hook(self.place(site), lambda x, site=site: keep(site, x)) for site in sites]):  # type: ignore[misc]
+        with _hooked([_hook(self.place(site), lambda x, site=site: keep(site, x)) for site in sites]):
             yield
 
     @contextmanager

@@ -64,11 +64,11 @@ class TrainingOrder:
         rows = np.concatenate([self._rows_of_chunk[chunk] for chunk in chunks])
         return [int(chunk) for chunk in chunks], rows[_permutation(len(rows), self._seed, 2, epoch, group)]
 
-    @lru_cache(maxsize=2)  # noqa: B019: an order lives as long as its training
+    @lru_cache(maxsize=2)  # noqa: B019 - an order lives as long as its training
     def _chunk_order(self, epoch: int) -> Rows:
         return _permutation(len(self._rows_of_chunk), self._seed, 1, epoch)
 
-    @lru_cache(maxsize=2)  # noqa: B019
+    @lru_cache(maxsize=2)  # noqa: B019 - as above
     def _group_ends(self, epoch: int) -> Rows:
         sizes = np.array([len(self._rows_of_chunk[chunk]) for chunk in self._chunk_order(epoch)])
         firsts = np.arange(0, len(sizes), self._chunks_per_group)

@@ -35,4 +35,4 @@ class Site:
         found = re.fullmatch(r"L(\d+)\.(\w+)", text)
         if not found or found[2] not in KINDS:
             raise ValueError(f"{text!r} is not a site; one is written L09.resid_post")
-        return cls(int(found[1]), found[2])  # type: ignore[arg-type]
+        return cls(int(found[1]), found[2])

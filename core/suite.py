@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from core.errors import ConfigError
 from core.key import key_of
-from core.section import Section, config_error, impossible
+from core.section import Section, config_error, impossible, spell, spell_name
 from core.site import Kind, Site
 from core.training import Training
 
@@ -61,7 +62,7 @@ class Text(Section):
         for name, tokens in (("tokens", self.tokens), ("held_out_tokens", self.held_out_tokens)):
             if tokens < self.context:
                 raise impossible(
-                    f"text.{name} is {tokens:,}; expected at least one sequence of {self.context:,} tokens; raise text.{name} or lower text.context"
+                    f"{name} is {tokens:,}; expected at least one sequence of {self.context:,} tokens; raise text.{name} or lower text.context"
                 )
         return self
 
@@ -86,32 +87,35 @@ class Harvest(Section):
     shuffle_seed: int = Field(0, ge=0, examples=[0])
 
 
+def _one_or_many(value: Any) -> Any:
+    return value if value is None or isinstance(value, list) else [value]
+
+
 class Sites(Section):
-    layers: Literal["all"] | list[int] | str = Field(examples=["5-12"])
+    layers: list[int] | str = Field(examples=["5-12"])
     """A list such as [5, 9, 12], a range such as 5-12 (both ends included), or all."""
-    kinds: list[Kind] = Field(min_length=1, examples=[["resid_post"]])
+    kinds: Annotated[list[Kind], BeforeValidator(_one_or_many)] = Field(min_length=1, examples=[["resid_post"]])
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _readable(cls, value: Any) -> Any:
+        layers = [value] if type(value) is int else value
+        listed = isinstance(layers, list) and bool(layers) and all(type(layer) is int and layer >= 0 for layer in layers)
+        if not listed and not (isinstance(layers, str) and (layers == "all" or _range(layers))):
+            raise PydanticCustomError("layers", "layers")
+        return layers
 
     @model_validator(mode="after")
-    def _readable(self) -> "Sites":
-        layers = self._listed()
-        if layers is not None and (not layers or min(layers) < 0):
-            raise impossible(
-                f"sites.layers is {self.layers!r}; expected a list of layers such as [5, 9, 12], a range such as 5-12, or all; "
-                "write layers counted from 0"
-            )
-        for name, values in (("layers", layers or []), ("kinds", self.kinds)):
-            if len(set(values)) < len(values):
-                raise impossible(f"sites.{name} is {values}; expected each one once; remove the repeated entry")
+    def _each_once(self) -> "Sites":
+        for name, values in (("layers", self.layers), ("kinds", self.kinds)):
+            if isinstance(values, list) and len(set(values)) < len(values):
+                raise impossible(f"{name} is {spell(values)}; expected each one once; remove the repeated entry")
         return self
 
-    def _listed(self) -> list[int] | None:
-        """The layers, or None for all of them."""
-        if self.layers == "all":
-            return None
+    def _listed(self, num_layers: int) -> list[int]:
         if isinstance(self.layers, list):
-            return self.layers
-        found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", self.layers)
-        return list(range(int(found[1]), int(found[2]) + 1)) if found else []
+            return sorted(self.layers)
+        return list(range(num_layers) if self.layers == "all" else _range(self.layers))
 
     def of(self, num_layers: int) -> list[Site]:
         """Every site, in order of layer and kind.
@@ -119,8 +123,7 @@ class Sites(Section):
         Raises:
             ConfigError: a layer that the model does not have.
         """
-        layers = self._listed()
-        layers = list(range(num_layers)) if layers is None else sorted(layers)
+        layers = self._listed(num_layers)
         beyond = [layer for layer in layers if layer >= num_layers]
         if beyond:
             raise ConfigError(
@@ -130,8 +133,10 @@ class Sites(Section):
         return [Site(layer, kind) for layer in layers for kind in self.kinds]
 
 
-def _one_or_many(value: Any) -> Any:
-    return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+def _range(text: str) -> range:
+    """The layers of `5-12`, or an empty range where that is not what the text says."""
+    found = re.fullmatch(r"([0-9]{1,4}) *- *([0-9]{1,4})", text)
+    return range(int(found[1]), int(found[2]) + 1) if found else range(0)
 
 
 PositiveInt = Annotated[int, Field(gt=0, examples=[16_384])]
@@ -180,7 +185,7 @@ def width_label(width: int) -> str:
 class Dictionaries(Section):
     """A grid: every width x every sparsity x every seed, at the sites that the glob names."""
 
-    architecture: Literal["jumprelu"] = "jumprelu"
+    architecture: Literal["jumprelu"] = Field("jumprelu", examples=["jumprelu"])
     widths: Annotated[list[PositiveInt], BeforeValidator(_one_or_many)] = Field(min_length=1, examples=[[16_384]])
     target_l0s: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[50]])
     l0_coefficients: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[6e-4]])
@@ -191,15 +196,17 @@ class Dictionaries(Section):
 
     @model_validator(mode="after")
     def _one_sparsity(self) -> "Dictionaries":
-        if bool(self.target_l0s) == bool(self.l0_coefficients):
+        if not self.target_l0s and not self.l0_coefficients:
+            raise impossible("target_l0s is missing; expected target_l0s or l0_coefficients; write for example target_l0s: [50]")
+        if self.target_l0s and self.l0_coefficients:
             raise impossible(
-                f"dictionaries has target_l0s {self.target_l0s} and l0_coefficients {self.l0_coefficients}; "
-                "expected one of the two; remove one, or give it a value such as target_l0s: [50]"
+                f"target_l0s is {spell(self.target_l0s)}, and l0_coefficients is {spell(self.l0_coefficients)}; "
+                "expected one of the two; remove the other"
             )
         for target in self.target_l0s or []:
             if target >= min(self.widths):
                 raise impossible(
-                    f"dictionaries.target_l0s has {target:g}; expected fewer active latents than the width of {min(self.widths):,}; "
+                    f"target_l0s has {target:g}; expected fewer active latents than the width of {min(self.widths):,}; "
                     "lower the target or raise the width"
                 )
         return self
@@ -232,7 +239,7 @@ class Release(Section):
 class Suite(Section):
     """Everything `jumpsuite run` needs to know."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", examples=["gemma-3-270m-demo"])
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, examples=["gemma-3-270m-demo"])
     model: Model
     text: Text
     harvest: Harvest = Harvest()
@@ -246,7 +253,7 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Suite":
-        if self.name in RESERVED:
+        if self.name.lower() in RESERVED:
             raise impossible(f"name is {self.name!r}; expected a name that the store does not use itself; choose another")
         rows = self.text.num_sequences * (self.text.context - 1)
         if rows < self.training.batch_rows:
@@ -259,10 +266,10 @@ class Suite(Section):
                 f"evaluation.loss_sequences is {self.evaluation.loss_sequences}; expected at most the "
                 f"{self.text.num_held_out_sequences} held-out sequences; raise text.held_out_tokens or lower it"
             )
-        for grid in self.dictionaries:
+        for index, grid in enumerate(self.dictionaries):
             if grid.tokens is not None and grid.tokens < self.training.batch_rows:
                 raise impossible(
-                    f"dictionaries.tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
+                    f"dictionaries[{index}].tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
                     "raise it or lower training.batch_rows"
                 )
         return self
@@ -274,10 +281,10 @@ class Suite(Section):
             ConfigError: a layer the model lacks, a glob that names no site, a dictionary named twice, a site with none.
         """
         sites = self.sites.of(shape.layers)
-        for grid in self.dictionaries:
+        for index, grid in enumerate(self.dictionaries):
             if not any(site.matches(grid.sites) for site in sites):
                 raise ConfigError(
-                    f"dictionaries.sites is {grid.sites!r}; expected a pattern that names one of {sites[0]} to {sites[-1]}; "
+                    f"dictionaries[{index}].sites is {grid.sites!r}; expected a pattern that names one of {sites[0]} to {sites[-1]}; "
                     "write for example 'L09.*' or remove it"
                 )
         found = {site: [spec for grid in self.dictionaries for spec in grid.at(site, self.training.tokens)] for site in sites}
@@ -309,18 +316,41 @@ RESERVED = {"harvests", "dictionaries", "models", "digests", "prefect"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write numbers: `7e-5` is a float (YAML 1.1 reads text), and a repeated field is an error."""
+    """YAML as people mean it: `7e-5` is a number, `no` and `2024-01-01` are text, a repeated field is an error.
+
+    YAML 1.1 reads these four otherwise. Tags and aliases are not read at all.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent) or event.tag:
+            what = (
+                f"the alias *{event.anchor}" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r}"
+            )
+            raise yaml.composer.ComposerError(None, None, f"{what} is not read", event.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                line = node.value[index][0].start_mark.line + 1
-                raise ConfigError(f"{key} is given twice (line {line}); expected each field once; remove one of them")
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a field whose name is not text", key.start_mark)
+            key.tag, line = "tag:yaml.org,2002:str", key.start_mark.line + 1
+            if key.value in lines:
+                where = f"line {line}" if lines[key.value] == line else f"lines {lines[key.value]} and {line}"
+                raise ConfigError(f"{spell_name(key.value)} is given twice ({where}); expected each field once; remove one of them")
+            lines[key.value] = line
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.yaml_implicit_resolvers = {}
+for tag, spelling, first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    # A number of more digits than these is read as text, and refused by the field.
+    ("int", r"[-+]?(0|[1-9][0-9_]{0,99})", list("-+0123456789")),
+    ("float", r"[-+]?([0-9][0-9_]{0,99}(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{spelling})\Z"), first)
 
 
 def parse_suite(text: str, settings: list[str] | None = None) -> Suite:
@@ -331,7 +361,7 @@ def parse_suite(text: str, settings: list[str] | None = None) -> Suite:
     """
     fields = _yaml(text, "the suite file")
     if not isinstance(fields, dict):
-        raise ConfigError(f"the suite file holds {type(fields).__name__}; expected the fields of a suite; begin with name: my-suite")
+        raise ConfigError(f"the suite file is {spell(fields)}; expected the fields of a suite; begin with name: my-suite")
     for setting in settings or []:
         _apply(fields, setting)
     try:
@@ -342,24 +372,26 @@ def parse_suite(text: str, settings: list[str] | None = None) -> Suite:
 
 def _yaml(text: str, what: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "unreadable"
-        raise ConfigError(f"{what} is not YAML{where} ({problem}); expected fields such as name: my-suite; correct that line") from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{what} holds an impossible value ({error}); expected plain YAML; correct it") from None
+        where, remedy = (f" at line {mark.line + 1}", "correct that line") if mark else ("", "save it as plain text")
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+        raise ConfigError(f"{what} is not plain YAML{where} ({problem}); expected lines such as name: my-suite; {remedy}") from None
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply; expected sections of fields; remove some brackets") from None
 
 
 def _apply(fields: dict[str, Any], setting: str) -> None:
     path, equals, value = setting.partition("=")
-    if not equals or not path.strip():
+    if not equals or not all(part.strip() for part in path.split(".")):
         raise ConfigError(f"--set is {setting!r}; expected section.field=value; write for example --set training.tokens=100000")
     *parents, last = path.strip().split(".")
     here: Any = fields
     for parent in parents:
         here = here.setdefault(parent, {}) if isinstance(here, dict) else None
     if not isinstance(here, dict):
-        raise ConfigError(f"--set names {path}; expected a field of a section; write for example --set training.tokens=100000")
-    here[last] = _yaml(value, f"--set {path}")
+        raise ConfigError(
+            f"--set is {setting!r}; expected a field of a section, and {'.'.join(parents)!r} is none; write for example --set training.tokens=100000"
+        )
+    here[last] = _yaml(value, f"--set {spell_name(path)}")

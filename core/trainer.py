@@ -105,8 +105,8 @@ class Trainer:
         halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.training) == 1
         if not halfway or l0 <= expected:
             return None
-        before = next(point["l0"] for point in self.history if point["step"] >= self.step * 0.8)
-        if self.done or l0 > 0.95 * before:
+        before = [point["l0"] for point in self.history if point["step"] <= self.step * 0.8]
+        if self.done or (before and l0 > 0.95 * before[-1]):
             return (
                 f"its L0 is stuck at {l0:,.0f}; expected at most {expected:,.0f}; thresholds move about one learning rate a step, "
                 "so raise training.learning_rate, train longer, or set training.threshold_parameter to linear"
@@ -127,8 +127,9 @@ class Trainer:
         for name, p in self.dictionary.named_parameters():
             p.copy_(tensors[f"weight.{name}"])
             prefix = f"adam.{name}."
-            self.optimiser.state[p] = {key.removeprefix(prefix): t.clone() for key, t in tensors.items() if key.startswith(prefix)}
-        self.step, self.history = values["step"], values["history"]
+            parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            self.optimiser.state[p] = {part: tensor.to(p.device, copy=True) for part, tensor in parts.items()}
+        self.step, self.history = values["step"], list(values["history"])
 
 
 def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:

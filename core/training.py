@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Training(Section):
     """One recipe with its numbers; dictionaries of a site share it, and with it the rows they see."""
 
-    recipe: RecipeName = "gemma-scope"
+    recipe: RecipeName = Field("gemma-scope", examples=["gemma-scope"])
     tokens: int = Field(gt=0, examples=[4_000_000_000])
     """Rows each dictionary is trained on; more than the harvest holds means several epochs."""
     batch_rows: int = Field(gt=0, examples=[4_096])
@@ -47,7 +47,7 @@ class Training(Section):
     order_seed: int = Field(0, ge=0, examples=[0])
     """Seed of the order in which rows are read; the same for every dictionary of a site."""
 
-    inputs: Literal["scaled", "centred"]
+    inputs: Literal["scaled", "centred"] = Field(examples=["scaled"])
     """`scaled`: divided by one scalar to unit mean squared norm (GS). `centred`: the mean taken off first, which matters
     where the mean carries most of the square, as in Gemma 3's residual stream."""
     max_norm: float | None = Field(None, gt=1, examples=[10])
@@ -65,13 +65,13 @@ class Training(Section):
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
     threshold_init: float = Field(gt=0, examples=[0.001])
-    threshold_parameter: Literal["log", "linear"]
+    threshold_parameter: Literal["log", "linear"] = Field(examples=["log"])
     """What Adam moves: log(threshold), as in the paper's pseudo-code, or the threshold itself. Adam moves either by about
     one learning rate a step, so a short run cannot learn a logarithm: from 0.001 to 0.03 takes 49,000 steps of 7e-5."""
 
     sparsity_warmup_steps: int = Field(ge=0, examples=[10_000])
     """Steps over which the sparsity penalty rises linearly from zero."""
-    target_l0_objective: Literal["per-token", "batch-mean"] = "per-token"
+    target_l0_objective: Literal["per-token", "batch-mean"] = Field("per-token", examples=["per-token"])
     """Whether every token is pulled to the target, or only the mean over the batch: different objectives."""
     target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
     """The lambda of the quadratic penalty; used by dictionaries with a target L0 alone."""
@@ -92,7 +92,7 @@ class Training(Section):
     def _at_least_one_batch(self) -> "Training":
         if self.tokens < self.batch_rows:
             raise impossible(
-                f"training.tokens is {self.tokens:,}; expected at least one batch of {self.batch_rows:,} rows; "
+                f"tokens is {self.tokens:,}; expected at least one batch of {self.batch_rows:,} rows; "
                 "raise training.tokens or lower training.batch_rows"
             )
         return self

@@ -10,9 +10,13 @@ from pathlib import Path
 
 def settle(store: Path) -> None:
     """Put settings into the environment where the user has none."""
-    os.environ.setdefault("PREFECT_HOME", str(store.resolve() / "prefect"))
+    if "PREFECT_HOME" not in os.environ:
+        home = store.resolve() / "prefect"
+        home.mkdir(parents=True, exist_ok=True)
+        os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "core,storage,tasks,flows")
     # What went wrong is said by the command line in a sentence; tracebacks stay in the run's log on the server.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_CLI_PROMPT", "false")
+    # A busy machine takes longer than Prefect's 20 seconds to start it.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")

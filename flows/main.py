@@ -3,8 +3,11 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,15 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except BrokenPipeError:
         return FAILED
+    except Exception as error:
+        where = Path(tempfile.gettempdir()) / f"jumpsuite-error-{os.getpid()}.txt"
+        where.write_text(traceback.format_exc())
+        what = " ".join(str(error).split()) or type(error).__name__
+        _complain(f"{type(error).__name__}: {what}; expected to go on; the traceback is in {where}, please report it with that file")
+        return FAILED
 
 
 def entry() -> NoReturn:
-    """The `jumpsuite` script. It leaves without the interpreter's shutdown, in which Prefect 3.8 may print a traceback."""
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    _stop_local_server()
-    os._exit(code)
+    """The `jumpsuite` script."""
+    sys.exit(main())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,14 +207,6 @@ def _settle_prefect(options: argparse.Namespace) -> None:
         settle(Path(options.store))
 
 
-def _stop_local_server() -> None:
-    """End the server that was started for this run, if one was."""
-    server = sys.modules.get("prefect.server.api.server")
-    if server is not None:
-        for running in list(server.SubprocessASGIServer._instances.values()):
-            running.stop()
-
-
 def _show(catalogue: "Catalogue", scored: Any) -> None:
     from tasks.report import LEGEND, table
 
@@ -221,10 +218,10 @@ def _show(catalogue: "Catalogue", scored: Any) -> None:
 def _again(options: argparse.Namespace, only: str | None = None) -> str:
     """The arguments of this command, for the next one."""
     only = options.only if only is None else only
-    words = [options.suite]
-    words += ["--store", options.store] if options.store != "runs" else []
-    words += ["--only", f"'{only}'"] if only != "*" else []
-    words += [word for setting in options.settings for word in ("--set", setting)]
+    words = [shlex.quote(options.suite)]
+    words += ["--store", shlex.quote(options.store)] if options.store != "runs" else []
+    words += ["--only", shlex.quote(only)] if only != "*" else []
+    words += [word for setting in options.settings for word in ("--set", shlex.quote(setting))]
     return " ".join(words)
 
 

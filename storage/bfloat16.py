@@ -12,10 +12,10 @@ DTYPE = np.dtype(ml_dtypes.bfloat16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BFloat16(BaseFloat):  # type: ignore[type-arg]
+class BFloat16(BaseFloat):  # type: ignore[misc]
     """Eight bits of exponent, seven of fraction; little-endian, as ml_dtypes has it in memory."""
 
-    dtype_cls = type(DTYPE)  # type: ignore[assignment]
+    dtype_cls = type(DTYPE)
     _zarr_v3_name = "bfloat16"
     _zarr_v2_names: ClassVar[tuple[str, ...]] = ()
 
@@ -31,7 +31,7 @@ class BFloat16(BaseFloat):  # type: ignore[type-arg]
 
             raise DataTypeValidationError(f"{dtype} is not {DTYPE}")
 
-    def to_native_dtype(self) -> np.dtype:  # type: ignore[type-arg, override]
+    def to_native_dtype(self) -> np.dtype:
         return DTYPE
 
     @property

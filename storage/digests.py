@@ -1,7 +1,6 @@
 """What local files hold, in a word: SHA-256 over names and contents, remembered by size and time of change."""
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,11 +14,12 @@ def digest(store: Store, files: Iterable[Path]) -> str:
 
 
 def _file_digest(store: Store, path: Path) -> str:
-    stat = os.stat(path)
+    stat = path.stat()
     key = f"digests/{key_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)}.json"
     if known := store.get_record(key):
         return str(known["sha256"])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    store.put_record(key, {"path": str(path), "sha256": sha256})
+    if store.exists:  # `plan` makes no store
+        store.put_record(key, {"path": str(path), "sha256": sha256})
     return sha256

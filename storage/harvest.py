@@ -170,12 +170,12 @@ class Part:
             JumpsuiteError: an activation is not finite.
         """
         for site, x_BD in activations.items():
-            if not x_BD.isfinite().all():
+            stored = x_BD.to(getattr(torch, self.dtype))
+            if not stored.isfinite().all():
                 raise JumpsuiteError(
                     f"{site} has activations in block {block} of {self.name} that are not finite; expected numbers; "
                     "set model.dtype to float32 or leave the site out"
                 )
-            stored = x_BD.to(getattr(torch, self.dtype))
             moments, begin = Moments.of(stored), block * self.block_rows
             statistics = f"statistics/{site}"
             self._array(f"{statistics}/norms")[begin : begin + len(stored)] = stored.float().norm(dim=1).numpy()
@@ -225,9 +225,10 @@ class Part:
     def _commit(self, block: int) -> str:
         return f"{self.harvest.prefix}/commits/{self.name}/{block:06d}.json"
 
-    @cache  # noqa: B019: a part lives as long as the work on it
+    @cache  # noqa: B019 - a part lives as long as the work on it
     def _array(self, name: str) -> Any:
-        return self._group[name]
+        # zarr leaves out objects that hold the fill value alone; here an object that is absent was lost.
+        return self._group[name].with_config({"write_empty_chunks": True})
 
     def _read(self, name: str, rows: slice) -> Any:
         array = self._array(name)
@@ -235,7 +236,7 @@ class Part:
         shard_rows = (array.shards or array.chunks)[0]
         objects = [f"{name}/c/{index}" + "/0" * (array.ndim - 1) for index in range(begin // shard_rows, -(-end // shard_rows))]
         where = f"{self.harvest.prefix}/{self.name}"
-        # zarr reads an absent object as zeros; here every object of a committed block is there, or was lost.
+        # zarr reads an absent object as zeros, without a word.
         lost = next((key for key in objects if not self.harvest.store.has(f"{where}/{key}")), None)
         if lost:
             raise Corrupt(self._damaged(f"{lost} is missing"))

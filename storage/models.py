@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from core.anatomy import Anatomy
@@ -69,29 +70,27 @@ class ModelSource:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         return Anatomy(model)
 
-    @cached_property
+    @property
     def shape(self) -> Shape:
-        """What the model looks like; as the suite file says where the hub is out of reach.
+        """What the model looks like: as the suite file says, which `load` checks, or else from the model's configuration.
 
         Raises:
-            ConfigError: it cannot be known, or is not what the suite file says.
+            ConfigError: it cannot be known.
         """
-        declared = self.model.shape
-        try:
-            shape = self.skeleton.shape
-        except ConfigError:
-            if declared is not None and not (self._gguf_based or self._is_folder):
-                return declared
-            raise
-        if declared is not None and declared.model_copy(update={"parameters": shape.parameters}) != shape:
-            raise ConfigError(f"model.shape is {declared}; expected {shape}, as {self.model.source} is; correct or remove model.shape")
-        return shape
+        return self.model.shape or self.skeleton.shape
 
     def load(self, device: torch.device) -> Any:
-        """The causal language model, ready to run. Unpacks a GGUF file first, when that was not done."""
+        """The causal language model, ready to run. Unpacks a GGUF file first, when that was not done.
+
+        Raises:
+            ConfigError: it cannot be had, cannot be read, or is not what `model.shape` says.
+        """
         with self._explained():
             arguments = self._arguments(self._unpack()) if self._gguf_based else self._packed_arguments()
-            model = AutoModelForCausalLM.from_pretrained(**arguments, dtype=getattr(torch, self.model.dtype))
+            model = self._read(arguments)
+        shape = Anatomy(model).shape
+        if self.model.shape is not None and self.model.shape != shape:
+            raise ConfigError(f"model.shape is {self.model.shape}; expected {shape}, as {self.model.source} is; correct or remove model.shape")
         model.requires_grad_(False)
         return model.to(device).eval()
 
@@ -128,7 +127,7 @@ class ModelSource:
 
     @property
     def _unpacked(self) -> Path:
-        return self.store.path(f"models/{key_of(self.identity)}")
+        return self.store.path(f"models/{key_of(self.identity, self.model.dtype)}")
 
     def _packed_arguments(self) -> dict[str, Any]:
         if self._gguf_based:
@@ -139,13 +138,21 @@ class ModelSource:
     def _arguments(where: str | Path) -> dict[str, Any]:
         return {"pretrained_model_name_or_path": str(where), "trust_remote_code": False}
 
+    def _read(self, arguments: dict[str, Any]) -> Any:
+        """The model with every weight, from safetensors or GGUF and never from a pickle."""
+        dtype = getattr(torch, self.model.dtype)
+        model, found = AutoModelForCausalLM.from_pretrained(**arguments, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers there
+            raise ValueError(f"{len(missing)} weights are missing, the first is {missing[0]}")
+        return model
+
     def _unpack(self) -> Path:
         if self._unpacked.exists():
             return self._unpacked
-        log.info("Unpacking %s to safetensors, once; this takes about a minute", self.model.source)
+        log.info("Unpacking %s to safetensors, once; for a model of 270M parameters this takes about a minute", self.model.source)
         staged = self._unpacked.with_name(f"{self._unpacked.name}.staged-{os.getpid()}")
         shutil.rmtree(staged, ignore_errors=True)
-        model = AutoModelForCausalLM.from_pretrained(**self._packed_arguments(), dtype=getattr(torch, self.model.dtype))
+        model = self._read(self._packed_arguments())
         # The weights are plain numbers now; transformers refuses to save while it believes them quantised.
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer = None
@@ -159,7 +166,7 @@ class ModelSource:
         """What the libraries below say when a model cannot be had, in one sentence."""
         try:
             yield
-        except (OSError, ValueError, KeyError, ImportError, HFValidationError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, HFValidationError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             raise ConfigError(
                 f"model.source is {self.model.source!r}, which could not be loaded ({reason}); expected a hub id, a folder, a .gguf file or "

@@ -5,6 +5,7 @@ Every object is put whole (written beside, then renamed), and every record carri
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Store:
     """Objects under one root.
 
     Args:
-        root: a local folder, made when it is not there.
+        root: a local folder, made when something is first put there.
 
     Raises:
         ConfigError: the root cannot be a folder of ours.
@@ -34,13 +35,24 @@ class Store:
         if "://" in str(root):
             raise ConfigError(f"--store is {str(root)!r}; expected a local folder; object stores are not supported yet, write for example runs")
         self.root = Path(root).resolve()
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"--store is {str(root)!r}, which is a file; expected a folder; choose another")
+
+    @property
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
+    @cached_property
+    def _objects(self) -> LocalStore:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--store is {str(root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
-        self._objects = LocalStore(str(self.root))
+            raise ConfigError(f"--store is {str(self.root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
+        return LocalStore(str(self.root))
 
     def has(self, key: str) -> bool:
+        if not self.exists:
+            return False
         try:
             self._objects.head(key)
         except FileNotFoundError:
@@ -49,6 +61,8 @@ class Store:
 
     def get(self, key: str) -> bytes:
         """Raises FileNotFoundError when the object is absent."""
+        if not self.exists:
+            raise FileNotFoundError(key)
         return bytes(self._objects.get(key).bytes())
 
     def put(self, key: str, data: bytes) -> str:
@@ -62,6 +76,8 @@ class Store:
 
     def keys(self, prefix: str) -> list[str]:
         """Every object under a prefix (a whole number of path parts), sorted."""
+        if not self.exists:
+            return []
         return sorted(str(meta["path"]) for batch in obstore.list(self._objects, prefix) for meta in batch)
 
     def get_checked(self, key: str, sha256: str) -> bytes:
@@ -98,9 +114,10 @@ class Store:
         try:
             record = json.loads(data)
             checksum = record.pop("checksum")
-        except (ValueError, KeyError, AttributeError):
+            found = hashlib.sha256(canonical(record)).hexdigest()
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             raise Corrupt(f"{self.path(key)} is not a record; expected JSON with a checksum; delete it and run again") from None
-        if hashlib.sha256(canonical(record)).hexdigest() != checksum:
+        if found != checksum:
             raise Corrupt(f"{self.path(key)} was changed since it was written; expected its checksum to match; delete it and run again")
         return dict(record)
 

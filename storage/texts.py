@@ -68,7 +68,7 @@ def _explained(text: Text, examples: Iterable[dict[str, Any]]) -> Iterator[dict[
     """What the library below says when a text cannot be had, in one sentence."""
     try:
         yield from examples
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
             f"text.source is {text.source!r}, which could not be read ({reason}); expected installed-docs, hub:ORG/NAME or files; "
@@ -114,7 +114,7 @@ def _installed_docs() -> Iterator[str]:
         if spec := find_spec(name):
             roots += [Path(place) for place in spec.submodule_search_locations or []]
         try:
-            description = distribution(name).metadata.get_payload()
+            description = distribution(name).metadata.json.get("description")
         except PackageNotFoundError:
             continue
         if isinstance(description, str) and len(description) >= SHORTEST_DOCUMENT:

@@ -22,7 +22,7 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
         front["base_model"] = suite.model.source
     first_spec, first_card = scored[0]
     commits = ", ".join(sorted({row["commit"] for row in rows_of(scored)}))
-    loss = first_card["loss"]
+    loss, text = first_card["loss"], suite.text
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -33,8 +33,8 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
 {_paragraph(suite.release.notes)}
 | | |
 |---|---|
-| model | `{suite.model.source}`{f" at `{suite.model.revision}`" if suite.model.revision else ""}, run in {suite.model.dtype} |
-| text | `{suite.text.source}`: {suite.text.tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out, in sequences of {suite.text.context:,} |
+| model | `{suite.model.source}`{_revision(suite)}, run in {suite.model.dtype} |
+| text | `{text.source}`: {text.tokens:,} tokens to train on, {text.held_out_tokens:,} held out, in sequences of {text.context:,} |
 | text fingerprint | `{description["token_fingerprint"][:16]}` (SHA-256 of the tokens) |
 | sites | {", ".join(f"`{site}` (`{hook}`)" for site, hook in hooks.items())} |
 | intact loss | {loss["intact"]:.3f} nats a token, over {loss["sequences"]} held-out sequences |
@@ -80,7 +80,7 @@ concatenated, as the input of the attention's output projection has them.
 
 ## Know before use
 
-- BOS, EOS and padding were neither trained nor scored on, and keep their own activations when the dictionary is spliced in.
+- BOS, EOS and padding were neither trained nor scored on, and keep their own activations when a dictionary is spliced in.
 {_filter_notes(scored)}
 - "Dead %" counts latents that fired on none of the {first_card["rows"]:,} held-out rows; rare latents count as dead here.
 
@@ -88,12 +88,16 @@ concatenated, as the input of the attention's output projection has them.
 """
 
 
+def _revision(suite: Suite) -> str:
+    return f" at `{suite.model.revision}`" if suite.model.revision else ""
+
+
 def _filter_notes(scored: Scored) -> str:
     seen = {str(spec.site): card for spec, card in scored if card["inputs"]["norm_limit"] is not None}
     if not seen:
         return "- No rows were left out for their norm."
     lines = [f"  - `{site}`: {describe_filter(card['inputs'])}." for site, card in seen.items()]
-    return "- Rows of extreme norm were left out of training and of these scores, and keep their own activations when spliced:\n" + "\n".join(lines)
+    return "- Rows of extreme norm were left out of training and of L0, FVU and dead % (not of delta loss):\n" + "\n".join(lines)
 
 
 def _paragraph(notes: str | None) -> str:

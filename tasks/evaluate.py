@@ -56,7 +56,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
                 "code": code(),
                 "inputs": inputs,
                 **_row_scores(part, site, dictionary, limit),
-                "loss": _loss_scores(intact, losses.with_dictionary(dictionary, limit), deleted, mean),
+                "loss": _loss_scores(intact, losses.with_dictionary(dictionary), deleted, mean),
             }
             folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
 
@@ -88,19 +88,14 @@ class Losses:
         mean = torch.from_numpy(self._catalogue.harvest.part("train").moments(self._site).mean).float().to(self._tokens.device)
         return self._kept(f"mean-{self._site}", lambda: self._measure(lambda x: mean.expand_as(x)))
 
-    def with_dictionary(self, dictionary: Dictionary, limit: float) -> Tensor:
-        """The dictionary's reconstruction in its place; rows beyond the norm limit, like special tokens, keep their own."""
-
-        def reconstruct(x: Tensor) -> Tensor:
-            within = x.norm(dim=1, keepdim=True) <= limit
-            return torch.where(within, dictionary.decode(dictionary.encode(x)), x)
-
-        return self._measure(reconstruct)
+    def with_dictionary(self, dictionary: Dictionary) -> Tensor:
+        """The dictionary's reconstruction in its place, also of rows whose norm training left out."""
+        return self._measure(lambda x: dictionary.decode(dictionary.encode(x)))
 
     def _measure(self, replacement: Callable[[Tensor], Tensor] | None) -> Tensor:
         anatomy, batch = loaded_anatomy(self._catalogue), self._catalogue.suite.harvest.batch_sequences
         losses = []
-        for tokens, text in zip(self._tokens.split(batch), self._is_text.split(batch), strict=True):
+        for tokens, text in zip(torch.split(self._tokens, batch), torch.split(self._is_text, batch), strict=True):
             losses.append(spliced_loss(anatomy, self._site, replacement, tokens, text))
             self._progress.advance(tokens.numel())
         return torch.cat(losses)

@@ -6,6 +6,7 @@ import torch
 
 from core.anatomy import device_of
 from core.forecast import forecast
+from core.suite import width_label
 from storage.catalogue import Catalogue
 
 
@@ -13,22 +14,28 @@ def describe(catalogue: Catalogue) -> str:
     """The plan, as text. Changes nothing."""
     suite, sites = catalogue.suite, catalogue.sites
     f, rate = forecast(suite, catalogue.shape, sites), _flop_a_second(catalogue.suite.device)
-    names = sorted({spec.name for specs in sites.values() for spec in specs})
+    specs = [spec for specs in sites.values() for spec in specs]
+    widths = ", ".join(width_label(width) for width in sorted({spec.width for spec in specs}))
+    targets = ", ".join(f"{target:g}" for target in sorted({spec.target_l0 for spec in specs if spec.target_l0 is not None}))
+    prices = ", ".join(f"{price:g}" for price in sorted({spec.l0_coefficient for spec in specs if spec.l0_coefficient is not None}))
+    sparsities = [f"target L0 {targets}"] * bool(targets) + [f"lambda {prices}"] * bool(prices)
     kinds = sorted({site.kind for site in sites})
     layers = sorted({site.layer for site in sites})
     lines = [
         ("suite", f"{suite.name}: {f.dictionaries:,} dictionaries at {f.sites:,} sites"),
         ("model", f"{suite.model.source}, {catalogue.shape.layers} layers, d_model {catalogue.shape.d_model:,}"),
         ("sites", f"layers {_ranges(layers)}; {', '.join(kinds)}"),
-        ("dictionaries", ", ".join(names[:8]) + (f", … ({len(names)} names)" if len(names) > 8 else "")),
+        ("dictionaries", f"width {widths}; {'; '.join(sparsities)}"),
         ("text", f"{suite.text.source}: {suite.text.tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out"),
         ("harvest", f"{f.rows:,} rows a site, {_bytes(f.harvest_bytes)} on disk, {f.harvest_flop:.2g} FLOP"),
         ("training", f"{f.training_rows:,} rows in all, up to {f.epochs:.1f} epochs, {f.training_flop:.2g} FLOP"),
         ("on disk", f"dictionaries {_bytes(f.dictionary_bytes)}; checkpoints at most {_bytes(f.checkpoint_bytes)}"),
         (
             "hours",
-            f"harvest {_hours(f.harvest_flop / rate)}, training {_hours(f.training_flop / rate)} at the {rate / 1e9:,.0f} GFLOP/s that a float32 "
-            "product reaches here; expect up to three times that, and evaluation besides",
+            (
+                f"harvest {_hours(f.harvest_flop / rate)}, training {_hours(f.training_flop / rate)} at the {rate / 1e9:,.0f} GFLOP/s that a float32 "
+                "product reaches here; expect up to three times that, and evaluation besides"
+            ),
         ),
     ]
     return "\n".join(f"{name:<14}{text}" for name, text in lines)
@@ -55,7 +62,7 @@ def _bytes(count: float) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds < 3_600 else f"{seconds / 3_600:,.1f} h"
+    return f"{seconds / 60:.1f} minutes" if seconds < 3_600 else f"{seconds / 3_600:,.0f} h"
 
 
 def _ranges(layers: list[int]) -> str:

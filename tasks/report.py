@@ -90,7 +90,7 @@ LEGEND = (
 def parquet(scored: Scored) -> bytes:
     """The suite's scorecards as one Parquet table."""
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows_of(scored)), sink)  # type: ignore[no-untyped-call]
+    pq.write_table(pa.Table.from_pylist(rows_of(scored)), sink)
     return sink.getvalue()
 
 

@@ -1,0 +1,196 @@
+"""A store's promises: an object is absent or complete, and what was changed since it was written is found out."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.errors import ConfigError
+from storage.objects import Corrupt, Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+RECORD = {"sites": ["L00.resid_post", "L01.mlp_out"], "step": 40, "loss": 0.125, "note": "θ is ε", "inner": {"none": None, "true": True}}
+
+
+def test_a_reader_sees_the_old_object_or_the_new_one_and_never_a_part(store: Store) -> None:
+    versions = [bytes([version]) * 3_000_000 for version in range(2)]
+    store.put("some/thing", versions[0])
+    stop, seen = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(store.get("some/thing") in versions)
+            seen.append(store.keys("some") == ["some/thing"])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(40):
+        store.put("some/thing", versions[turn % 2])
+    stop.set()
+    reader.join()
+    assert len(seen) > 10
+    assert all(seen)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2])
+def test_a_writer_that_is_killed_leaves_whole_objects_and_nothing_else(tmp_path: Path, seconds: float) -> None:
+    script = (
+        "import sys; from storage.objects import Store; store = Store(sys.argv[1]); print('ready', flush=True); n = 0\n"
+        "while True: store.put(f'things/{n % 5}', bytes([n % 256]) * 4_000_000); n += 1"
+    )
+    root = str(tmp_path / "store")
+    with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"ready\n"
+        threading.Event().wait(seconds)
+        os.kill(writer.pid, signal.SIGKILL)
+    store = Store(root)
+    for key in store.keys("things"):
+        data = store.get(key)
+        assert len(data) == 4_000_000
+        assert data == data[:1] * len(data)
+    assert set(store.keys("things")) <= {f"things/{n}" for n in range(5)}
+
+
+def test_objects_are_listed_by_whole_parts_of_their_names(store: Store) -> None:
+    for key in ("a/1", "a/b/2", "ab/3", "a.txt"):
+        store.put(key, key.encode())
+    assert store.keys("a") == ["a/1", "a/b/2"]
+    assert store.keys("nothing") == []
+    assert store.has("a/b/2")
+    assert not store.has("a/b")
+    assert not store.has("a/b/3")
+    assert store.path("a/b/2").read_bytes() == b"a/b/2" == store.get("a/b/2")
+    store.delete("a/b/2")
+    store.delete("a/b/2")
+    assert store.keys("a") == ["a/1"]
+    with pytest.raises(FileNotFoundError):
+        store.get("a/b/2")
+
+
+@pytest.mark.parametrize("name", ["with space", "100%", "per%20cent", "hash#1", "ünï", "a+b&c=d", "[brackets]", "q?mark"])
+def test_a_root_may_have_any_name(tmp_path: Path, name: str) -> None:
+    store = Store(tmp_path / name / "store")
+    store.put("x/y", b"here")
+    assert (tmp_path / name / "store" / "x" / "y").read_bytes() == b"here"
+    assert Store(str(tmp_path / name / "store")).keys("x") == ["x/y"]
+
+
+def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store("runs")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store.put("x", b"1")
+    assert (tmp_path / "runs" / "x").exists()
+
+
+def test_a_root_that_cannot_be_a_folder_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=rf"^--store is '{tmp_path}/file', which is a file; expected a folder; choose another$"):
+        Store(tmp_path / "file")
+    below = tmp_path / "file" / "below"
+    with pytest.raises(ConfigError, match=rf"^--store is '{below}', which cannot be made \(Not a directory\); expected a folder; choose another$"):
+        Store(below).put("x", b"1")
+    for root in ("s3://bucket/prefix", "gs://bucket", "file:///tmp/x"):
+        with pytest.raises(ConfigError, match=rf"^--store is '{root}'; expected a local folder; object stores are not supported yet"):
+            Store(root)
+
+
+def test_a_store_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    assert not store.has("x")
+    assert store.keys("x") == []
+    assert store.get_record("x.json") is None
+    with pytest.raises(FileNotFoundError):
+        store.get("x")
+    with pytest.raises(Corrupt, match="is missing"):
+        store.get_checked("x", "0" * 64)
+    store.delete("x")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_record_is_read_back_as_it_was_put(store: Store) -> None:
+    assert store.get_record("records/one.json") is None
+    store.put_record("records/one.json", RECORD)
+    assert store.get_record("records/one.json") == RECORD
+    with pytest.raises(ValueError, match="JSON compliant"):
+        store.put_record("records/two.json", {"loss": float("nan")})
+    assert not store.has("records/two.json")
+
+
+def _changed(path: Path, change: Any) -> None:
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(step=41),
+        lambda record: record.update(extra=None),
+        lambda record: record.pop("note"),
+        lambda record: record.pop("checksum"),
+        lambda record: record.update(checksum=None),
+        lambda record: record["sites"].reverse(),
+        lambda record: record.update(loss=float("nan")),
+        lambda record: record.update(note="\ud800"),
+    ],
+)
+def test_a_changed_record_is_found_out_and_named(store: Store, change: Any) -> None:
+    store.put_record("records/one.json", RECORD)
+    _changed(store.path("records/one.json"), change)
+    with pytest.raises(Corrupt, match=rf"^{store.path('records/one.json')} (was changed since|is not a record).*; delete it and run again$"):
+        store.get_record("records/one.json")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'["checksum"]', b"7", b"null", b'"checksum"', b"{}", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_no_record_at_all_is_found_out(store: Store, data: bytes) -> None:
+    store.put("records/one.json", data)
+    with pytest.raises(Corrupt, match=f"^{store.path('records/one.json')} is not a record; expected JSON with a checksum"):
+        store.get_record("records/one.json")
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_no_byte_of_a_record_can_change_its_meaning(store: Store, place: int, byte: int) -> None:
+    store.put_record("record.json", RECORD)
+    data = bytearray(store.get("record.json"))
+    data[place % len(data)] = byte
+    store.put("record.json", bytes(data))
+    try:
+        assert store.get_record("record.json") == RECORD  # white space, or the byte that was there
+    except Corrupt as damage:
+        assert str(store.path("record.json")) in str(damage)  # noqa: PT017 - either is right
+
+
+def test_an_object_with_a_known_checksum_is_checked_on_every_read(store: Store) -> None:
+    data = random.Random(0).randbytes(10_000)  # noqa: S311
+    sha256 = store.put("weights", data)
+    assert store.get_checked("weights", sha256) == data
+    path = store.path("weights")
+    for place in (0, 5_000, 9_999):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(Corrupt, match=rf"^{path} was changed since it was written; expected SHA-256 {sha256[:12]}…"):
+            store.get_checked("weights", sha256)
+    path.write_bytes(data[:-1])
+    with pytest.raises(Corrupt, match="was changed since it was written"):
+        store.get_checked("weights", sha256)
+    path.unlink()
+    with pytest.raises(Corrupt, match=f"^{path} is missing; expected the file that was written there"):
+        store.get_checked("weights", sha256)

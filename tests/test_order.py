@@ -1,0 +1,162 @@
+"""Orders are pure functions of seeds, and an epoch reads every kept row once."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.order import TrainingOrder, block_permutation
+
+# The permutation of a block
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 1_000])
+def test_the_order_of_a_block_is_a_permutation(num_rows):
+    assert sorted(block_permutation(3, 5, num_rows).tolist()) == list(range(num_rows))
+
+
+def test_the_order_of_a_block_is_the_same_whenever_it_is_asked_for():
+    first = block_permutation(3, 5, 500).tolist()
+    block_permutation(9, 9, 500)
+    assert block_permutation(3, 5, 500).tolist() == first
+
+
+def test_orders_differ_between_blocks_and_between_seeds():
+    orders = {tuple(block_permutation(seed, block, 500)) for seed in range(5) for block in range(20)}
+    assert len(orders) == 100
+
+
+def test_the_order_of_a_block_is_the_one_that_stored_harvests_have():
+    """A change here would tear the rows of old harvests from their tokens."""
+    assert block_permutation(0, 0, 12).tolist() == [0, 8, 9, 3, 7, 5, 1, 11, 2, 10, 6, 4]
+
+
+def test_every_row_of_a_block_is_as_likely_in_every_place():
+    """Chi-square of which of 8 rows lands in which of 8 places, over 4,000 blocks: 49 degrees of freedom."""
+    counts = np.zeros((8, 8))
+    for block in range(4_000):
+        counts[np.arange(8), block_permutation(1, block, 8)] += 1
+    expected = 4_000 / 8
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    assert 49 - 4.5 * 98**0.5 < statistic < 49 + 4.5 * 98**0.5
+
+
+# The order of training
+
+
+def batch_of(order: TrainingOrder, t: int, batch_rows: int) -> list[int]:
+    return order.batch(t, batch_rows, lambda epoch, group: torch.from_numpy(order.group(epoch, group)[1])).tolist()
+
+
+def rows_of(order: TrainingOrder, batch_rows: int, num_rows: int) -> list[int]:
+    """The first rows of training."""
+    batches = [batch_of(order, t, batch_rows) for t in range(-(-num_rows // batch_rows))]
+    assert all(len(batch) == batch_rows for batch in batches)
+    return list(itertools.chain.from_iterable(batches))[:num_rows]
+
+
+@st.composite
+def harvests(draw):
+    """Which rows are kept, with runs of none at all, and how they are read."""
+    chunk_rows = draw(st.integers(1, 9))
+    chunks = draw(st.lists(st.sampled_from(["all", "none", "some"]), min_size=1, max_size=12))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    kept = np.concatenate([{"all": np.ones, "none": np.zeros}.get(kind, rng.random)(chunk_rows) > 0.5 for kind in chunks])
+    kept = kept[: len(kept) - draw(st.integers(0, chunk_rows - 1))]  # the last chunk may be short
+    kept[draw(st.integers(0, len(kept) - 1))] = True
+    return kept, {"chunk_rows": chunk_rows, "shuffle_rows": draw(st.integers(1, 40)), "seed": draw(st.integers(0, 1_000))}
+
+
+@settings(deadline=None, max_examples=150)
+@given(harvest=harvests(), batch_rows=st.integers(1, 40))
+def test_each_epoch_reads_every_kept_row_once_and_no_other_and_epochs_follow_without_a_gap(harvest, batch_rows):
+    kept, options = harvest
+    order = TrainingOrder(kept, **options)
+    num = int(kept.sum())
+    assert order.epoch_rows == num
+    rows = rows_of(order, batch_rows, 3 * num)
+    for epoch in range(3):
+        assert sorted(rows[epoch * num : (epoch + 1) * num]) == np.flatnonzero(kept).tolist()
+
+
+@settings(deadline=None, max_examples=100)
+@given(harvest=harvests(), batch_rows=st.integers(1, 40), steps=st.permutations(range(8)))
+def test_a_batch_is_a_pure_function_whatever_was_asked_before_and_of_whom(harvest, batch_rows, steps):
+    kept, options = harvest
+    order = TrainingOrder(kept, **options)
+    in_turn = [batch_of(order, t, batch_rows) for t in range(8)]
+    other = TrainingOrder(~kept | kept[::-1], **options)  # asked between, to disturb what is remembered
+    asked = TrainingOrder(kept.copy(), **options)
+    for t in steps:
+        batch_of(other, t, batch_rows)
+        assert batch_of(asked, t, batch_rows) == in_turn[t]
+        assert batch_of(TrainingOrder(kept, **options), t, batch_rows) == in_turn[t]
+
+
+@settings(deadline=None, max_examples=100)
+@given(harvest=harvests())
+def test_a_group_reads_the_chunks_it_names_and_no_chunk_is_read_twice_in_an_epoch(harvest):
+    kept, options = harvest
+    order = TrainingOrder(kept, **options)
+    num_chunks = -(-len(kept) // options["chunk_rows"])
+    seen: list[int] = []
+    while len(seen) < num_chunks:
+        chunks, rows = order.group(1, group=len(seen) // max(1, options["shuffle_rows"] // options["chunk_rows"]))
+        of_chunks = {row for chunk in chunks for row in range(chunk * options["chunk_rows"], (chunk + 1) * options["chunk_rows"])}
+        assert set(rows.tolist()) == of_chunks & set(np.flatnonzero(kept).tolist())
+        seen += chunks
+    assert sorted(seen) == list(range(num_chunks))
+
+
+def test_epochs_and_seeds_order_rows_differently():
+    kept = np.ones(400, dtype=bool)
+    orders = [TrainingOrder(kept, chunk_rows=20, shuffle_rows=60, seed=seed) for seed in (0, 1)]
+    epochs = {tuple(batch_of(order, t, 400)) for order in orders for t in range(3)}
+    assert len(epochs) == 6
+
+
+def test_rows_of_neighbouring_chunks_are_mixed():
+    """With five chunks at a time, the first fifth of a group holds rows of all five, as good as surely."""
+    order = TrainingOrder(np.ones(1_000, dtype=bool), chunk_rows=40, shuffle_rows=200, seed=0)
+    assert len({row // 40 for row in batch_of(order, 0, 40)}) == 5
+
+
+def test_a_chunk_without_a_kept_row_is_passed_over():
+    kept = np.zeros(50, dtype=bool)
+    kept[20:30] = True  # one chunk of five has rows, so that four groups of one chunk have none
+    order = TrainingOrder(kept, chunk_rows=10, shuffle_rows=10, seed=0)
+    rows = rows_of(order, 7, 30)
+    for epoch in range(3):
+        assert sorted(rows[10 * epoch : 10 * epoch + 10]) == list(range(20, 30))
+
+
+def test_fewer_shuffled_rows_than_a_chunk_holds_means_one_chunk_at_a_time():
+    order = TrainingOrder(np.ones(30, dtype=bool), chunk_rows=10, shuffle_rows=3, seed=0)
+    rows = rows_of(order, 10, 30)
+    assert all(len({row // 10 for row in rows[begin : begin + 10]}) == 1 for begin in (0, 10, 20))
+    assert sorted(rows) == list(range(30))
+
+
+def test_a_batch_may_be_larger_than_an_epoch():
+    order = TrainingOrder(np.array([True, False, True]), chunk_rows=2, shuffle_rows=2, seed=0)
+    batch = batch_of(order, 0, 9)
+    assert len(batch) == 9
+    assert sorted(batch[:8]) == [0, 0, 0, 0, 2, 2, 2, 2]
+    assert all(set(batch[begin : begin + 2]) == {0, 2} for begin in range(0, 8, 2))
+
+
+def test_far_batches_need_no_nearer_ones():
+    order = TrainingOrder(np.ones(100, dtype=bool), chunk_rows=10, shuffle_rows=30, seed=0)
+    t = 10**9
+    asked: list[tuple[int, int]] = []
+
+    def read(epoch: int, group: int) -> torch.Tensor:
+        asked.append((epoch, group))
+        return torch.from_numpy(order.group(epoch, group)[1])
+
+    assert len(order.batch(t, 10, read)) == 10
+    assert {epoch for epoch, _ in asked} == {t * 10 // 100}
+    assert len(asked) <= 2

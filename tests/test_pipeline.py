@@ -1,0 +1,315 @@
+"""The whole pipeline as its user runs it: the command in a process of its own, a real Prefect server, a small real model."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import tiny_fields
+
+SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out", "attn_z")]
+
+
+def jumpsuite(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=_environment(**environment))
+
+
+def _environment(**more: str) -> dict[str, str]:
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    return plain | {"HF_HUB_OFFLINE": "1"} | more
+
+
+@pytest.fixture(scope="module")
+def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_fields(tiny_model, tiny_text)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def first_run(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A store in which the suite was run once, undisturbed, and what the command said."""
+    store = tmp_path_factory.mktemp("store") / "runs"
+    return store, jumpsuite("run", suite_file, "--store", store)
+
+
+@pytest.fixture(scope="module")
+def store(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return first_run[0]
+
+
+def results(store: Path) -> dict[str, str]:
+    """Everything a run leaves for use, by name, with its checksum; Prefect's database and remembered digests are not."""
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in ("harvests", "dictionaries", "tiny")
+        for path in sorted((store / part).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_one_command_goes_from_text_to_a_verified_release(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    store, run = first_run
+    assert run.returncode == 0, run.stderr
+    assert "Released and verified" in run.stdout
+    assert all(site in run.stdout for site in SITES)
+    assert re.search(r"\nnext: jumpsuite verify \S+", run.stdout)
+    assert (store / "tiny" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_that_a_run_prints_is_a_traceback(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    said = first_run[1].stdout + first_run[1].stderr
+    assert "Traceback" not in said
+    assert "Error" not in said
+
+
+def test_no_server_is_left_behind(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"{first_run[0]}" not in running
+
+
+def test_target_l0_is_met_on_held_out_text_and_reconstruction_beats_the_mean(store: Path) -> None:
+    cards = [json.loads(path.read_text()) for path in (store / "tiny/release/scorecards").rglob("*.json")]
+    assert len(cards) == 7
+    for card in cards:
+        assert card["l0"] == pytest.approx(card["spec"]["target_l0"], rel=0.2)
+        assert card["fvu"] < 0.7
+
+
+def test_running_again_changes_nothing(store: Path, suite_file: Path) -> None:
+    before = results(store)
+    stamps = {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")}
+    assert jumpsuite("run", suite_file, "--store", store).returncode == 0
+    assert results(store) == before
+    assert {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")} == stamps
+
+
+def test_every_released_dictionary_is_the_same_function_in_saelens(store: Path) -> None:
+    from sae_lens import SAE
+    from safetensors.torch import load_file
+
+    from storage.release import read_dictionary, read_scorecard, scorecard_paths
+
+    release = store / "tiny/release"
+    for path in scorecard_paths(release):
+        card = read_scorecard(path)
+        ours = read_dictionary(release, card)["gemma_scope"]
+        theirs = SAE.load_from_disk(str(release / card["saelens"]))
+        x = load_file(release / f"samples/{card['spec']['site']}.safetensors")["rows"]
+        assert theirs.cfg.metadata.hook_name.startswith(f"blocks.{card['spec']['site'][1:3].lstrip('0') or '0'}.")
+        assert theirs.cfg.metadata.jumpsuite_dictionary == card["dictionary"]
+        f, f_theirs = ours.encode(x), theirs.encode(x)
+        assert relative_error(f_theirs, f) <= 1e-5
+        assert relative_error(theirs.decode(f_theirs), ours.decode(f)) <= 1e-5
+
+
+def test_gemma_scopes_tree_is_readable_with_numpy_alone(store: Path) -> None:
+    paths = list((store / "tiny/release/gemma_scope").rglob("params.npz"))
+    assert len(paths) == 7
+    for path in paths:
+        assert re.search(r"gemma_scope/(res|mlp|att)/layer_[01]/width_64/average_l0_\d+/params.npz", str(path))
+        with np.load(path, allow_pickle=False) as p:
+            assert set(p.files) == {"W_enc", "b_enc", "W_dec", "b_dec", "threshold"}
+            assert all(p[name].dtype == np.float32 for name in p.files)
+            assert np.allclose(np.linalg.norm(p["W_dec"], axis=1), 1, atol=1e-5)
+
+
+def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((value - reference).norm() / reference.norm())
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    chaos(store, suite_file, tmp_path / "runs", kills=3, seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bytes(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    chaos(store, suite_file, tmp_path / "runs", kills=10, seed=1)
+
+
+def chaos(reference: Path, suite_file: Path, store: Path, kills: int, seed: int) -> None:
+    """Kill a run again and again, each time after it has done some more, and compare what it ends in."""
+    chance = random.Random(seed)
+    # Moments are chosen by work done, not by the clock: most of the seconds of so small a run are Prefect's.
+    undisturbed = len([name for name in results(reference) if name.startswith(("harvests", "dictionaries"))])
+    moments = sorted(chance.uniform(0.02, 0.98) * undisturbed for _ in range(kills))
+    killed = 0
+    for moment in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.main", "run", suite_file, "--store", store],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,
+        )
+        while process.poll() is None and _files(store) < moment:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.2))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    run = jumpsuite("run", suite_file, "--store", store)
+    assert run.returncode == 0, run.stderr
+    assert killed == kills
+    print(f"\nkilled {killed} times at {[round(m) for m in moments]} of {undisturbed} files")
+    assert results(store) == results(reference)
+
+
+def _files(store: Path) -> int:
+    return sum(1 for part in ("harvests", "dictionaries") for path in (store / part).rglob("*") if path.is_file())
+
+
+def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_does(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(store, mine)
+    shutil.rmtree(mine / "dictionaries")
+    shutil.rmtree(mine / "tiny")
+    (mine / "dictionaries").mkdir()
+    (mine / "dictionaries/L01.mlp_out").write_text("a file where a folder must be: nothing can be written below it")
+
+    failed = jumpsuite("run", suite_file, "--store", mine)
+    assert failed.returncode == 1
+    assert re.search(r"jumpsuite: failed: L01.mlp_out: .+; expected .+; .+", failed.stderr)
+    assert "Traceback" not in failed.stdout + failed.stderr
+    status = jumpsuite("status", suite_file, "--store", mine)
+    assert status.returncode == 0
+    lines = {line.split()[0]: line for line in status.stdout.splitlines() if line.startswith("L")}
+    assert re.search(r"L01.mlp_out +\S+ +failed", lines["L01.mlp_out"])
+    assert all(" done " in lines[site] for site in SITES if site != "L01.mlp_out")
+
+    (mine / "dictionaries/L01.mlp_out").unlink()
+    stamps = {path: path.stat().st_mtime_ns for path in (mine / "dictionaries").rglob("*") if path.is_file()}
+    again = jumpsuite("run", suite_file, "--store", mine)
+    assert again.returncode == 0, again.stderr
+    assert [line for line in again.stderr.splitlines() if line.startswith("train ")][0].startswith("train L01.mlp_out")
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert results(mine) == results(store)
+
+
+def test_a_sick_dictionary_is_named_and_the_others_of_its_site_are_scored(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(store / "harvests", mine / "harvests")
+    sick = "dictionaries=[{widths: 64, target_l0s: 8}, {widths: 64, l0_coefficients: 1e6, sites: L00.resid_post}]"
+    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L00.*", "--set", sick)
+    assert run.returncode == 1
+    assert re.search(r"failed: L00.resid_post: L00.resid_post width_64_lambda_1e\+06 was stopped at step .*: .*; expected .*; .*", run.stderr)
+    status = jumpsuite("status", suite_file, "--store", mine, "--only", "L00.*", "--set", sick).stdout
+    assert re.search(r"L00.resid_post +width_64_l0_8 +done", status)
+    assert re.search(r"L00.resid_post +width_64_lambda_1e\+06 +failed .*was stopped", status)
+
+
+def test_a_site_added_later_joins_the_rows_that_are_there(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(store, mine)
+    before = results(mine)
+    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L02.mlp_out", "--set", "sites.layers=all")
+    assert run.returncode == 0, run.stderr
+    assert "harvest 1 sites" in run.stderr
+    after = results(mine)
+    assert any("activations/L02.mlp_out" in name for name in after)
+    kept = {name for name in before if "/activations/" in name or "/tokens/" in name or name.startswith("dictionaries")}
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+
+
+def test_verify_names_a_changed_byte_and_a_swapped_dictionary(store: Path, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    shutil.copytree(store / "tiny/release", release)
+    assert jumpsuite("verify", release).returncode == 0
+
+    weights = sorted(release.rglob("sae_weights.safetensors"))
+    original = weights[0].read_bytes()
+    weights[0].write_bytes(original[:1000] + bytes([original[1000] ^ 1]) + original[1001:])
+    changed = jumpsuite("verify", release)
+    assert changed.returncode == 1
+    assert f"{weights[0].relative_to(release)} was changed" in changed.stderr
+    weights[0].write_bytes(original)
+
+    # Two dictionaries swapped, and the checksums made to fit: their scorecards tell.
+    mlps = [path for path in weights if "mlp_out" in str(path)]
+    for name in ("sae_weights.safetensors", "params.npz"):
+        first, second = sorted(release.rglob(f"*{name}")), None
+        first, second = [path for path in first if "mlp" in str(path)][:2]
+        a, b = first.read_bytes(), second.read_bytes()
+        first.write_bytes(b)
+        second.write_bytes(a)
+    sums = "".join(
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(release)}\n"
+        for path in sorted(release.rglob("*"))
+        if path.is_file() and path.name != "SHA256SUMS"
+    )
+    (release / "SHA256SUMS").write_text(sums)
+    swapped = jumpsuite("verify", release)
+    assert swapped.returncode == 1
+    assert swapped.stderr.count("as its scorecard says") >= 2, (swapped.stderr, mlps)
+
+
+def test_plan_status_report_and_release_say_what_to_do_next(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    for command in (("plan",), ("status",), ("report",), ("release", "--to", str(tmp_path / "copy"))):
+        said = jumpsuite(command[0], suite_file, "--store", store, *command[1:])
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.splitlines()[-1].startswith("next: jumpsuite ")
+    assert jumpsuite("verify", tmp_path / "copy").returncode == 0
+
+
+def test_plan_and_status_make_nothing(suite_file: Path, tmp_path: Path) -> None:
+    for command in ("plan", "status"):
+        assert jumpsuite(command, suite_file, "--store", tmp_path / "none").returncode == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_release_never_replaces_a_folder_that_is_not_one(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    run = jumpsuite("release", suite_file, "--store", store, "--to", tmp_path)
+    assert run.returncode == 1
+    assert "is not a release" in run.stderr
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_too_little_text_is_said_with_how_much_there_is(suite_file: Path, tmp_path: Path) -> None:
+    run = jumpsuite("run", suite_file, "--store", tmp_path / "runs", "--set", "text.tokens=10000000")
+    assert run.returncode in (1, 2)
+    assert re.search(r"text.tokens is 10,000,000; expected at most [\d,]+, which is all that .*; lower text.tokens or", run.stderr)
+
+
+@pytest.fixture
+def prefect_server(tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = _environment(PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    for _ in range(600):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}/api"
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(30)
+
+
+def test_with_a_prefect_server_configured_the_runs_are_seen_there(prefect_server: str, store: Path, suite_file: Path) -> None:
+    import httpx
+
+    run = jumpsuite("run", suite_file, "--store", store, PREFECT_API_URL=prefect_server)
+    assert run.returncode == 0, run.stderr
+    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()
+    names = sorted(run["name"] for run in runs)
+    assert names == sorted(["suite tiny", "harvest tiny", "release tiny", *(f"site {site}" for site in SITES)])
+    assert {run["state_type"] for run in runs} == {"COMPLETED"}
