@@ -212,11 +212,15 @@ class Part:
         return torch.cat(pieces)[index]
 
     def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
-        """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out."""
-        for chunk in range(self.num_blocks * CHUNKS_PER_BLOCK):
-            mask = wanted[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
-            if mask.any():
-                yield self._chunk(site, chunk)[torch.from_numpy(mask)]
+        """The wanted rows of a site in store order: read a block at a time, given a chunk at a time; chunks without one are left out."""
+        for block in range(self.num_blocks):
+            rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
+            if not wanted[rows].any():
+                continue
+            x_BD, mask = _to_torch(self._read(f"activations/{site}", rows)), torch.from_numpy(wanted[rows])
+            for x, here in zip(torch.split(x_BD, self.chunk_rows), torch.split(mask, self.chunk_rows), strict=True):
+                if here.any():
+                    yield x[here]
 
     def _chunk(self, site: Site, chunk: int) -> Tensor:
         begin = chunk * self.chunk_rows

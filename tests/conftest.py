@@ -81,7 +81,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_suite(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
-    """The fields of a suite file: seven dictionaries at six sites, 60 steps each."""
+    """The fields of a suite file: seven dictionaries at six sites, 180 steps each."""
     return tiny_fields(tiny_model, tiny_text)
 
 
@@ -90,23 +90,23 @@ def tiny_fields(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
         "name": "tiny",
         "model": {"source": str(tiny_model), "dtype": "float32"},
         "text": {"source": str(tiny_text / "*.jsonl"), "context": 32, "tokens": 16_384, "held_out_tokens": 4_096},
-        "harvest": {"block_sequences": 16, "batch_sequences": 8},
+        "harvest": {"block_sequences": 64, "batch_sequences": 8},
         "sites": {"layers": [0, 1], "kinds": ["resid_post", "mlp_out", "attn_z"]},
         "dictionaries": [{"widths": 64, "target_l0s": 8}, {"widths": 64, "target_l0s": 16, "sites": "L01.resid_post"}],
         "training": {
             "recipe": "gemma-scope-2",
-            "tokens": 15_360,
+            "tokens": 46_080,
             "batch_rows": 256,
             "shuffle_rows": 2_048,
             "inputs": "centred",
-            "learning_rate": 3e-3,
+            "learning_rate": 5e-3,
             "learning_rate_warmup_steps": 5,
             "learning_rate_decay": 0.2,
             "threshold_parameter": "linear",
             "sparsity_warmup_steps": 20,
             "target_l0_objective": "batch-mean",
-            "target_l0_coefficient": 0.01,
-            "checkpoint_steps": 20,
+            "target_l0_coefficient": 0.05,
+            "checkpoint_steps": 60,
         },
         "evaluation": {"loss_sequences": 16},
         "device": "cpu",

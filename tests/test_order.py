@@ -118,6 +118,11 @@ def test_epochs_and_seeds_order_rows_differently():
     assert len(epochs) == 6
 
 
+def test_each_epoch_visits_chunks_in_an_order_of_its_own():
+    order = TrainingOrder(np.ones(400, dtype=bool), chunk_rows=20, shuffle_rows=20, seed=0)
+    assert len({tuple(order.group(epoch, group)[0][0] for group in range(20)) for epoch in range(5)}) == 5
+
+
 def test_rows_of_neighbouring_chunks_are_mixed():
     """With five chunks at a time, the first fifth of a group holds rows of all five, as good as surely."""
     order = TrainingOrder(np.ones(1_000, dtype=bool), chunk_rows=40, shuffle_rows=200, seed=0)

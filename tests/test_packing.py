@@ -54,6 +54,7 @@ def test_bos_stands_before_each_document_and_at_the_start_of_sequences_and_nowhe
 @settings(deadline=None, max_examples=100)
 @given(documents=documents_of_text, context=st.integers(2, 12))
 def test_documents_without_tokens_leave_no_trace(documents, context):
+    documents = [*documents, [50]]  # whatever comes after them
     assert pack([document for document in documents if document], context) == pack(documents, context)
 
 
@@ -61,8 +62,12 @@ def test_packing_by_hand():
     assert pack([[5, 6], [7], [], [8, 9, 10, 11, 12]], 4) == [[BOS, 5, 6, BOS], [BOS, 7, BOS, 8], [BOS, 9, 10, 11]]
 
 
-def test_a_sequence_that_would_begin_inside_a_bos_of_its_own_gets_no_second_one():
+def test_a_document_that_begins_with_a_sequence_has_one_bos():
     assert pack([[5, 6, 7], [8, 9, 10]], 4) == [[BOS, 5, 6, 7], [BOS, 8, 9, 10]]
+
+
+def test_a_document_that_holds_a_bos_where_a_sequence_ends_gets_no_second_one():
+    assert pack([[5, 6, 7, BOS, 8, 9, 10]], 4) == [[BOS, 5, 6, 7], [BOS, 8, 9, 10]]
 
 
 def test_special_tokens_inside_a_document_are_kept_but_are_no_text():
