@@ -83,7 +83,7 @@ def language_model_loss(anatomy: Anatomy, tokens: Tensor, scored: Tensor, logits
             if softcap:
                 logits = softcap * torch.tanh(logits / softcap)
             total += nn.functional.cross_entropy(logits, target_slice, reduction="sum").double().cpu()
-        losses.append(total / count.sum().cpu())
+        losses.append(total / count.sum().clamp(min=1).cpu())
     return torch.stack(losses)
 
 

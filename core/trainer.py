@@ -106,7 +106,7 @@ class Trainer:
         if not halfway or l0 <= expected:
             return None
         before = [point["l0"] for point in self.history if point["step"] <= self.step * 0.8]
-        if self.done or (before and l0 > 0.95 * before[-1]):
+        if before and l0 > 0.95 * before[-1]:
             return (
                 f"its L0 is stuck at {l0:,.0f}; expected at most {expected:,.0f}; thresholds move about one learning rate a step, "
                 "so raise training.learning_rate, train longer, or set training.threshold_parameter to linear"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from prefect.states import Completed, Failed, State
 
 from core.errors import JumpsuiteError
+from storage.objects import STORE_FAULTS, cause_of
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,8 @@ def outcome() -> Iterator[Outcome]:
         yield result
     except JumpsuiteError as error:
         result.reason = str(error)
-    except OSError as error:
-        result.reason = (
-            f"{error.filename or 'the store'}: {error.strerror or error}; expected to read and write there; make room or correct its rights"
-        )
+    except STORE_FAULTS as error:
+        result.reason = f"the store failed ({cause_of(error)}); expected room and rights there; see to it and run again"
     except MemoryError:
         result.reason = "out of memory; expected room for one block and one dictionary; lower harvest.block_sequences or training.batch_rows"
     except Exception as error:

@@ -141,8 +141,6 @@ class Part:
     def add_sites(self, widths: dict[Site, int]) -> None:
         """Lay out the arrays of sites that are not there yet."""
         for site, width in widths.items():
-            if f"activations/{site}" in self._group:
-                continue
             rows, block_rows = self.num_blocks * self.block_rows, self.block_rows
             statistics = f"statistics/{site}"
             _array(self._group, f"{statistics}/norms", (rows,), "float32", (block_rows,))
@@ -256,6 +254,9 @@ class Part:
 
 
 def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:
+    """Lay out an array, unless it is there: a run may have been killed between any two."""
+    if name in group:
+        return
     group.create_array(name, shape=shape, dtype=dtype, chunks=chunk, shards=shard, fill_value=fill, compressors=[Crc32cCodec()])
 
 

@@ -5,11 +5,13 @@ Every object is put whole (written beside, then renamed), and every record carri
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import obstore
+import obstore.exceptions
 import zarr.storage
 from obstore.store import LocalStore
 
@@ -19,6 +21,10 @@ from core.key import canonical
 
 class Corrupt(JumpsuiteError):
     """An object is not what was written."""
+
+
+STORE_FAULTS = (OSError, obstore.exceptions.BaseError)
+"""What a disk or an object store raises when it cannot do what it was asked."""
 
 
 class Store:
@@ -57,17 +63,31 @@ class Store:
             self._objects.head(key)
         except FileNotFoundError:
             return False
+        except obstore.exceptions.GenericError as error:
+            if _is_under_a_file(error):
+                return False
+            raise
         return True
 
     def get(self, key: str) -> bytes:
         """Raises FileNotFoundError when the object is absent."""
         if not self.exists:
             raise FileNotFoundError(key)
-        return bytes(self._objects.get(key).bytes())
+        try:
+            return bytes(self._objects.get(key).bytes())
+        except obstore.exceptions.GenericError as error:
+            if _is_under_a_file(error):
+                raise FileNotFoundError(key) from None
+            raise
 
     def put(self, key: str, data: bytes) -> str:
         """Store an object whole, replacing what was there, and give its SHA-256."""
-        obstore.put(self._objects, key, data)
+        try:
+            obstore.put(self._objects, key, data)
+        except STORE_FAULTS as error:
+            raise JumpsuiteError(
+                f"{self.path(key)} cannot be written ({cause_of(error)}); expected room and rights there; see to it and run again"
+            ) from None
         return hashlib.sha256(data).hexdigest()
 
     def delete(self, key: str) -> None:
@@ -129,3 +149,14 @@ class Store:
     def path(self, key: str) -> Path:
         """Where an object lies, for libraries that read folders themselves, and for messages."""
         return self.root / key
+
+
+def cause_of(error: Exception) -> str:
+    """The innermost reason of a store's error: obstore wraps what the system said in its own words."""
+    found = re.search(r'message: "([^"]+)"', str(error))
+    return found[1] if found else " ".join(str(error).split())[:160]
+
+
+def _is_under_a_file(error: Exception) -> bool:
+    """Whether a key is absent because a part of its path is a file."""
+    return "Not a directory" in str(error) or "NotADirectory" in str(error)

@@ -51,7 +51,8 @@ def tokenise(catalogue: Catalogue) -> None:
 def _tokenised(tokenizer: object, text: Text) -> Iterator[tuple[str, list[int]]]:
     """(part, tokens) of each document."""
     # A little more than its share is held out: the part that fills last decides how much text is read.
-    share = 1.1 * text.held_out_tokens / (text.tokens + text.held_out_tokens)
+    share = text.held_out_tokens / (text.tokens + text.held_out_tokens)
+    share *= 1 + (1 - share) / 10
     for documents in _batched(texts.documents(text)):
         for document, ids in zip(documents, tokenizer(documents, add_special_tokens=False).input_ids, strict=True):  # type: ignore[operator]
             yield PARTS[is_held_out(document, share, text.seed)], ids

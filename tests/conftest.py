@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # for matrices this small a second thread costs more than it does
 
 SUBJECTS = ("the river", "a small engine", "the old library", "every neuron", "the northern harbour", "our telescope", "a wooden bridge")
 VERBS = ("carries", "measures", "forgets", "repairs", "describes", "follows", "surrounds", "outlives")

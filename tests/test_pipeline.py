@@ -30,7 +30,7 @@ def jumpsuite(*arguments: str | Path, **environment: str) -> subprocess.Complete
 
 def _environment(**more: str) -> dict[str, str]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    return plain | {"HF_HUB_OFFLINE": "1"} | more
+    return plain | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_gemma_scopes_tree_is_readable_with_numpy_alone(store: Path) -> None:
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())
+    return float(((value - reference).norm() / reference.norm()).detach())
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(store: Path, suite_file: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_run_killed_at_ten_random_moments_ends_in_the_same_bytes(store: Path, 
 
 def chaos(reference: Path, suite_file: Path, store: Path, kills: int, seed: int) -> None:
     """Kill a run again and again, each time after it has done some more, and compare what it ends in."""
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     # Moments are chosen by work done, not by the clock: most of the seconds of so small a run are Prefect's.
     undisturbed = len([name for name in results(reference) if name.startswith(("harvests", "dictionaries"))])
     moments = sorted(chance.uniform(0.02, 0.98) * undisturbed for _ in range(kills))
@@ -196,7 +196,8 @@ def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_do
     stamps = {path: path.stat().st_mtime_ns for path in (mine / "dictionaries").rglob("*") if path.is_file()}
     again = jumpsuite("run", suite_file, "--store", mine)
     assert again.returncode == 0, again.stderr
-    assert [line for line in again.stderr.splitlines() if line.startswith("train ")][0].startswith("train L01.mlp_out")
+    trained = {line.split(":")[0] for line in again.stderr.splitlines() if line.startswith("train ")}
+    assert trained == {"train L01.mlp_out"}
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert results(mine) == results(store)
 
@@ -204,13 +205,13 @@ def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_do
 def test_a_sick_dictionary_is_named_and_the_others_of_its_site_are_scored(store: Path, suite_file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(store / "harvests", mine / "harvests")
-    sick = "dictionaries=[{widths: 64, target_l0s: 8}, {widths: 64, l0_coefficients: 1e6, sites: L00.resid_post}]"
+    sick = "dictionaries=[{widths: 64, target_l0s: 8}, {widths: 64, l0_coefficients: 1e38, sites: L00.resid_post}]"
     run = jumpsuite("run", suite_file, "--store", mine, "--only", "L00.*", "--set", sick)
     assert run.returncode == 1
-    assert re.search(r"failed: L00.resid_post: L00.resid_post width_64_lambda_1e\+06 was stopped at step .*: .*; expected .*; .*", run.stderr)
+    assert re.search(r"failed: L00.resid_post: L00.resid_post width_64_lambda_1e\+38 was stopped at step .*: .*; expected .*; .*", run.stderr)
     status = jumpsuite("status", suite_file, "--store", mine, "--only", "L00.*", "--set", sick).stdout
     assert re.search(r"L00.resid_post +width_64_l0_8 +done", status)
-    assert re.search(r"L00.resid_post +width_64_lambda_1e\+06 +failed .*was stopped", status)
+    assert re.search(r"L00.resid_post +width_64_lambda_1e\+38 +failed .*was stopped", status)
 
 
 def test_a_site_added_later_joins_the_rows_that_are_there(store: Path, suite_file: Path, tmp_path: Path) -> None:
@@ -240,10 +241,8 @@ def test_verify_names_a_changed_byte_and_a_swapped_dictionary(store: Path, tmp_p
     weights[0].write_bytes(original)
 
     # Two dictionaries swapped, and the checksums made to fit: their scorecards tell.
-    mlps = [path for path in weights if "mlp_out" in str(path)]
     for name in ("sae_weights.safetensors", "params.npz"):
-        first, second = sorted(release.rglob(f"*{name}")), None
-        first, second = [path for path in first if "mlp" in str(path)][:2]
+        first, second = [path for path in sorted(release.rglob(name)) if "mlp" in str(path)][:2]
         a, b = first.read_bytes(), second.read_bytes()
         first.write_bytes(b)
         second.write_bytes(a)
@@ -255,7 +254,8 @@ def test_verify_names_a_changed_byte_and_a_swapped_dictionary(store: Path, tmp_p
     (release / "SHA256SUMS").write_text(sums)
     swapped = jumpsuite("verify", release)
     assert swapped.returncode == 1
-    assert swapped.stderr.count("as its scorecard says") >= 2, (swapped.stderr, mlps)
+    assert {line.split()[1] for line in swapped.stderr.splitlines()} == {"L00.mlp_out", "L01.mlp_out"}
+    assert "as its scorecard says" in swapped.stderr
 
 
 def test_plan_status_report_and_release_say_what_to_do_next(store: Path, suite_file: Path, tmp_path: Path) -> None:
