@@ -208,10 +208,12 @@ def _settle_prefect(options: argparse.Namespace) -> None:
 
 
 def _show(catalogue: "Catalogue", scored: Any) -> None:
-    from tasks.report import LEGEND, table
+    from tasks.report import LEGEND, missed_targets, table
 
     if scored:
         print(f"\n{table(scored)}\n\n{LEGEND}\n")
+        for missed in missed_targets(scored):
+            print(missed)
         print(f"Picture and table: {_short(catalogue.folder_of_suite / 'pareto.png')}, metrics.parquet")
 
 

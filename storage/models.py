@@ -4,11 +4,13 @@ A GGUF file is unpacked once to safetensors, in the store. Code that comes with 
 """
 
 import importlib
+import io
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -65,6 +67,8 @@ class ModelSource:
         """
         with self._explained():
             unpacked = self._gguf_based and self._unpacked.exists()
+            if self._gguf_based and not unpacked:
+                log.info("Reading the configuration of %s", self.model.source)
             config = AutoConfig.from_pretrained(**(self._arguments(self._unpacked) if unpacked else self._packed_arguments()))
         with torch.device("meta"), self._explained():
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -152,7 +156,8 @@ class ModelSource:
         log.info("Unpacking %s to safetensors, once; for a model of 270M parameters this takes about a minute", self.model.source)
         staged = self._unpacked.with_name(f"{self._unpacked.name}.staged-{os.getpid()}")
         shutil.rmtree(staged, ignore_errors=True)
-        model = self._read(self._packed_arguments())
+        with _quiet_unless_watched():
+            model = self._read(self._packed_arguments())
         # The weights are plain numbers now; transformers refuses to save while it believes them quantised.
         model.config.__dict__.pop("quantization_config", None)
         model.hf_quantizer = None
@@ -172,6 +177,16 @@ class ModelSource:
                 f"model.source is {self.model.source!r}, which could not be loaded ({reason}); expected a hub id, a folder, a .gguf file or "
                 "package:NAME; check the name, the network, and HF_TOKEN for a gated model"
             ) from None
+
+
+@contextmanager
+def _quiet_unless_watched() -> Iterator[None]:
+    """Keep the bars that libraries draw out of logs; on a terminal they may stay."""
+    if sys.stderr.isatty():
+        yield
+    else:
+        with redirect_stderr(io.StringIO()):
+            yield
 
 
 def special_tokens(tokenizer: Any) -> SpecialTokens:

@@ -81,6 +81,15 @@ def table(scored: Scored) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
+def missed_targets(scored: Scored) -> list[str]:
+    """A line for each dictionary whose held-out L0 is more than a fifth from its target."""
+    return [
+        f"{spec}: L0 {card['l0']:.1f} missed the target of {spec.target_l0:g}; train longer or raise training.target_l0_coefficient"
+        for spec, card in scored
+        if spec.target_l0 is not None and abs(card["l0"] / spec.target_l0 - 1) > 0.2
+    ]
+
+
 LEGEND = (
     "L0: active latents a token.  FVU: fraction of variance unexplained.  Delta loss: nats a token added by splicing the dictionary in "
     "(± standard error);\nmean-abl., deleted: the same with the site's mean, or zeros, in its place.  All on held-out text."
