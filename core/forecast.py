@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from core.site import Site
-from core.suite import DictionarySpec, Shape, Suite
+from core.spec import DictionarySpec
+from core.suite import Shape, Suite
 
 
 @dataclass(frozen=True)

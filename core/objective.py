@@ -6,7 +6,7 @@ JR is arXiv:2407.14435, GS2 the Gemma Scope 2 technical paper. B rows, L latents
 from torch import Tensor
 
 from core.jumprelu import TrainingDictionary, jumprelu, step
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from core.training import Training
 
 

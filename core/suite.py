@@ -1,21 +1,20 @@
 """The suite file: a model x a text x sites x dictionaries, declared in one YAML file.
 
 What is wrong with one is said here, in a sentence a fault, before any model is loaded. What only the model can tell
-(whether it has that layer) is checked by `Suite.sites_of`, from the model's configuration.
+(whether it has that layer) is checked by `Suite.sites_of`, from the model's shape. Not here: YAML (`core/suite_file.py`).
 """
 
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from core.errors import ConfigError
 from core.key import key_of
-from core.section import Section, config_error, impossible, spell, spell_name
+from core.section import Section, impossible, spell
 from core.site import Kind, Site
+from core.spec import DictionarySpec
 from core.training import Training
 
 
@@ -144,44 +143,6 @@ PositiveFloat = Annotated[float, Field(gt=0, examples=[50.0])]
 Seed = Annotated[int, Field(ge=0, examples=[0])]
 
 
-@dataclass(frozen=True, order=True)
-class DictionarySpec:
-    """One SAE to be trained: a site, an architecture, a width, a sparsity, a seed."""
-
-    site: Site
-    architecture: str
-    width: int
-    """Number of latents."""
-    target_l0: float | None
-    """Mean number of active latents that training aims at, or None where `l0_coefficient` is given."""
-    l0_coefficient: float | None
-    """lambda: the price of one active latent, in units of normalised squared error."""
-    seed: int
-    tokens: int
-    """Rows to train on."""
-
-    @property
-    def name(self) -> str:
-        """Unique among the dictionaries of a site: `width_16k_l0_50`, `width_16k_lambda_0.0006_seed_1`."""
-        sparsity = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"lambda_{self.l0_coefficient:g}"
-        seed = f"_seed_{self.seed}" if self.seed else ""
-        return f"width_{width_label(self.width)}_{sparsity}{seed}"
-
-    def __str__(self) -> str:
-        return f"{self.site} {self.name}"
-
-    def identity(self) -> dict[str, Any]:
-        """What this is, for its key."""
-        return vars(self) | {"site": str(self.site)}
-
-
-def width_label(width: int) -> str:
-    """Gemma Scope's spelling of widths, `16k` for 2^14 and `1m` for 2^20; other than powers of two are spelt out."""
-    if width < 1_024 or width & (width - 1):
-        return str(width)
-    return f"{width // 1_000}k" if width < 1_000_000 else f"{width // 1_000_000}m"
-
-
 class Dictionaries(Section):
     """A grid: every width x every sparsity x every seed, at the sites that the glob names."""
 
@@ -303,95 +264,16 @@ class Suite(Section):
         """Names the harvest. Sites are not part of it: one that is added later joins the same rows."""
         model = {"identity": model_identity, "dtype": self.model.dtype}
         text = self.text.model_dump(exclude={"source"}) | {"identity": text_identity}
-        return key_of("harvest", model, text, self.harvest.model_dump(exclude={"batch_sequences"}))
+        return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump(exclude={"batch_sequences"}))
 
     def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:
-        return key_of("dictionary", harvest_key, spec.identity(), self.training.identity())
+        return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity())
 
     def scorecard_key(self, dictionary_key: str) -> str:
-        return key_of("scorecard", dictionary_key, self.evaluation.model_dump())
+        return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
+
+FORMATS = {"harvest": 1, "dictionary": 1, "scorecard": 1}
+"""Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "models", "digests", "prefect"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `7e-5` is a number, `no` and `2024-01-01` are text, a repeated field is an error.
-
-    YAML 1.1 reads these four otherwise. Tags and aliases are not read at all.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent) or event.tag:
-            what = (
-                f"the alias *{event.anchor}" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag.replace('tag:yaml.org,2002:', '!!')!r}"
-            )
-            raise yaml.composer.ComposerError(None, None, f"{what} is not read", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a field whose name is not text", key.start_mark)
-            key.tag, line = "tag:yaml.org,2002:str", key.start_mark.line + 1
-            if key.value in lines:
-                where = f"line {line}" if lines[key.value] == line else f"lines {lines[key.value]} and {line}"
-                raise ConfigError(f"{spell_name(key.value)} is given twice ({where}); expected each field once; remove one of them")
-            lines[key.value] = line
-        return super().construct_mapping(node, deep=deep)
-
-
-_Loader.yaml_implicit_resolvers = {}
-for tag, spelling, first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    # A number of more digits than these is read as text, and refused by the field.
-    ("int", r"[-+]?(0|[1-9][0-9_]{0,99})", list("-+0123456789")),
-    ("float", r"[-+]?([0-9][0-9_]{0,99}(\.[0-9_]*)?|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{spelling})\Z"), first)
-
-
-def parse_suite(text: str, settings: list[str] | None = None) -> Suite:
-    """A suite from the text of its file; `settings` are `section.field=value`, in YAML, and win over the file.
-
-    Raises:
-        ConfigError: one sentence for each thing that is wrong.
-    """
-    fields = _yaml(text, "the suite file")
-    if not isinstance(fields, dict):
-        raise ConfigError(f"the suite file is {spell(fields)}; expected the fields of a suite; begin with name: my-suite")
-    for setting in settings or []:
-        _apply(fields, setting)
-    try:
-        return Suite.model_validate(fields)
-    except ValidationError as error:
-        raise config_error(Suite, error) from None
-
-
-def _yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where, remedy = (f" at line {mark.line + 1}", "correct that line") if mark else ("", "save it as plain text")
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
-        raise ConfigError(f"{what} is not plain YAML{where} ({problem}); expected lines such as name: my-suite; {remedy}") from None
-    except RecursionError:
-        raise ConfigError(f"{what} is nested too deeply; expected sections of fields; remove some brackets") from None
-
-
-def _apply(fields: dict[str, Any], setting: str) -> None:
-    path, equals, value = setting.partition("=")
-    if not equals or not all(part.strip() for part in path.split(".")):
-        raise ConfigError(f"--set is {setting!r}; expected section.field=value; write for example --set training.tokens=100000")
-    *parents, last = path.strip().split(".")
-    here: Any = fields
-    for parent in parents:
-        here = here.setdefault(parent, {}) if isinstance(here, dict) else None
-    if not isinstance(here, dict):
-        raise ConfigError(
-            f"--set is {setting!r}; expected a field of a section, and {'.'.join(parents)!r} is none; write for example --set training.tokens=100000"
-        )
-    here[last] = _yaml(value, f"--set {spell_name(path)}")

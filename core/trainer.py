@@ -14,8 +14,8 @@ from torch import Tensor
 from core.errors import SickDictionary
 from core.jumprelu import TrainingDictionary
 from core.objective import loss
+from core.spec import DictionarySpec
 from core.statistics import Normaliser
-from core.suite import DictionarySpec
 from core.training import Training
 
 CHECK_STEPS = 50

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from core.errors import ConfigError, JumpsuiteError
-from core.suite import Suite, parse_suite
+from core.suite import Suite
+from core.suite_file import parse_suite
 
 if TYPE_CHECKING:
     from storage.catalogue import Catalogue

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from core.errors import ConfigError
 from core.site import Site
-from core.suite import DictionarySpec, Shape, Suite
+from core.spec import DictionarySpec
+from core.suite import Shape, Suite
 from storage import texts
 from storage.dictionaries import DictionaryFolder
 from storage.harvest import Harvest

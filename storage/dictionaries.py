@@ -15,7 +15,7 @@ import safetensors.torch
 from torch import Tensor
 
 from core.jumprelu import Dictionary
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from storage.objects import Corrupt, Store
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,8 @@ class ModelSource:
         """
         with self._explained():
             unpacked = self._gguf_based and self._unpacked.exists()
-            if self._gguf_based and not unpacked:
-                log.info("Reading the configuration of %s", self.model.source)
-            config = AutoConfig.from_pretrained(**(self._arguments(self._unpacked) if unpacked else self._packed_arguments()))
-        with torch.device("meta"), self._explained():
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return Anatomy(model)
+            arguments = self._arguments(self._unpacked) if unpacked else self._packed_arguments()
+            return _skeleton(self.identity, **arguments)
 
     @property
     def shape(self) -> Shape:
@@ -177,6 +173,15 @@ class ModelSource:
                 f"model.source is {self.model.source!r}, which could not be loaded ({reason}); expected a hub id, a folder, a .gguf file or "
                 "package:NAME; check the name, the network, and HF_TOKEN for a gated model"
             ) from None
+
+
+@lru_cache(maxsize=4)
+def _skeleton(identity: str, **arguments: Any) -> Anatomy:
+    """Kept for the process, by the model's identity: reading the configuration of a GGUF file takes ten seconds and more."""
+    log.info("Reading the configuration of %s", identity)
+    config = AutoConfig.from_pretrained(**arguments)
+    with torch.device("meta"):
+        return Anatomy(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
 
 
 @contextmanager

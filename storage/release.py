@@ -32,7 +32,7 @@ from torch import Tensor
 from core.errors import JumpsuiteError
 from core.jumprelu import Dictionary
 from core.site import Site
-from core.suite import DictionarySpec, width_label
+from core.spec import DictionarySpec, width_label
 
 SUMS = "SHA256SUMS"
 

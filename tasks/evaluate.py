@@ -16,7 +16,7 @@ from core.fidelity import FREQUENCY_EDGES, row_fidelity, spliced_loss
 from core.jumprelu import Dictionary
 from core.packing import SpecialTokens, is_text
 from core.site import Site
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
 from storage.harvest import Part
 from tasks.progress import Progress

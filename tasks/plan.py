@@ -6,7 +6,7 @@ import torch
 
 from core.anatomy import device_of
 from core.forecast import forecast
-from core.suite import width_label
+from core.spec import width_label
 from storage.catalogue import Catalogue
 
 

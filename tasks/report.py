@@ -7,7 +7,7 @@ import matplotlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
 from tasks.evaluate import scorecards
 

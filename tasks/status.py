@@ -1,7 +1,7 @@
 """Status: where each site and dictionary of a suite stands, read from the store alone."""
 
 from core.site import Site
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from core.jumprelu import Dictionary, TrainingDictionary, jumprelu, step
 from core.objective import loss
 from core.site import Site
+from core.spec import DictionarySpec
 from core.statistics import Moments, Normaliser
-from core.suite import DictionarySpec
 from core.training import Training
 
 NUM_SAMPLES = 300_000

@@ -17,7 +17,7 @@ from core.objective import (
     target_penalty_per_token,
 )
 from core.site import Site
-from core.suite import DictionarySpec
+from core.spec import DictionarySpec
 from core.training import Training
 
 L0 = [0.0, 3.0, 7.0, 12.0]

@@ -90,14 +90,6 @@ def test_target_l0_is_met_on_held_out_text_and_reconstruction_beats_the_mean(sto
         assert card["fvu"] < 0.7
 
 
-def test_running_again_changes_nothing(store: Path, suite_file: Path) -> None:
-    before = results(store)
-    stamps = {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")}
-    assert jumpsuite("run", suite_file, "--store", store).returncode == 0
-    assert results(store) == before
-    assert {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")} == stamps
-
-
 def test_every_released_dictionary_is_the_same_function_in_saelens(store: Path) -> None:
     from sae_lens import SAE
     from safetensors.torch import load_file
@@ -206,10 +198,10 @@ def test_a_sick_dictionary_is_named_and_the_others_of_its_site_are_scored(store:
     mine = tmp_path / "runs"
     shutil.copytree(store / "harvests", mine / "harvests")
     sick = "dictionaries=[{widths: 64, target_l0s: 8}, {widths: 64, l0_coefficients: 1e38, sites: L00.resid_post}]"
-    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L00.*", "--set", sick)
+    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick)
     assert run.returncode == 1
     assert re.search(r"failed: L00.resid_post: L00.resid_post width_64_lambda_1e\+38 was stopped at step .*: .*; expected .*; .*", run.stderr)
-    status = jumpsuite("status", suite_file, "--store", mine, "--only", "L00.*", "--set", sick).stdout
+    status = jumpsuite("status", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick).stdout
     assert re.search(r"L00.resid_post +width_64_l0_8 +done", status)
     assert re.search(r"L00.resid_post +width_64_lambda_1e\+38 +failed .*was stopped", status)
 
@@ -304,11 +296,16 @@ def prefect_server(tmp_path: Path) -> Iterator[str]:
     server.wait(30)
 
 
-def test_with_a_prefect_server_configured_the_runs_are_seen_there(prefect_server: str, store: Path, suite_file: Path) -> None:
+def test_running_again_changes_nothing_and_with_a_prefect_server_configured_is_seen_there(prefect_server: str, store: Path, suite_file: Path) -> None:
     import httpx
 
+    before = results(store)
+    stamps = {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")}
     run = jumpsuite("run", suite_file, "--store", store, PREFECT_API_URL=prefect_server)
     assert run.returncode == 0, run.stderr
+    assert results(store) == before
+    assert {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")} == stamps
+
     runs = httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()
     names = sorted(run["name"] for run in runs)
     assert names == sorted(["suite tiny", "harvest tiny", "release tiny", *(f"site {site}" for site in SITES)])

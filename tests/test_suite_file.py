@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from core.errors import ConfigError
 from core.section import Section
 from core.site import Site
-from core.suite import Dictionaries, Harvest, Release, Shape, Sites, Suite, Text, parse_suite
+from core.suite import Dictionaries, Harvest, Release, Shape, Sites, Suite, Text
+from core.suite_file import parse_suite
 from core.training import RECIPES, Training
 from flows.main import MISUSED, main
 

@@ -13,8 +13,8 @@ from core.errors import SickDictionary
 from core.fidelity import row_fidelity
 from core.objective import loss
 from core.site import Site
+from core.spec import DictionarySpec
 from core.statistics import Moments, Normaliser
-from core.suite import DictionarySpec
 from core.trainer import CHECK_STEPS, Trainer, learning_rate_factor, sparsity_warmth, train_together
 from core.training import Training
 

