@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO = deployments/suites/gemma-3-270m-demo.yaml
 
-.PHONY: demo test install-demo install-dev lock chaos bench clean
+.PHONY: demo test install-demo install-dev lock chaos clean
 
 demo: install-demo  ## from nothing to a verified release of 13 dictionaries on Gemma 3 270M, in runs/
 	$(BIN)/jumpsuite run $(DEMO)

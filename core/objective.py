@@ -26,7 +26,7 @@ def target_penalty_per_token(l0_B: Tensor, target: float, coefficient: float) ->
 
 
 def target_penalty_batch_mean(l0_B: Tensor, target: float, coefficient: float) -> Tensor:
-    """The same of the batch's mean L0: tokens may differ, as in JR, appendix F."""
+    """The same of the batch's mean L0, so that tokens may differ; dictionary_learning reads JR's appendix F so."""
     return coefficient * 2 / target * (l0_B.mean() - target).square()
 
 

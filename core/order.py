@@ -41,6 +41,8 @@ class TrainingOrder:
         self._rows_of_chunk = [start + np.flatnonzero(kept[start : start + chunk_rows]) for start in starts]
         self._chunks_per_group = max(1, shuffle_rows // chunk_rows)
         self._seed = seed
+        self._chunk_order = lru_cache(maxsize=2)(self._compute_chunk_order)
+        self._group_ends = lru_cache(maxsize=2)(self._compute_group_ends)
         self.epoch_rows = int(kept.sum())
         """Rows of one epoch."""
 
@@ -64,12 +66,10 @@ class TrainingOrder:
         rows = np.concatenate([self._rows_of_chunk[chunk] for chunk in chunks])
         return [int(chunk) for chunk in chunks], rows[_permutation(len(rows), self._seed, 2, epoch, group)]
 
-    @lru_cache(maxsize=2)  # noqa: B019 - an order lives as long as its training
-    def _chunk_order(self, epoch: int) -> Rows:
+    def _compute_chunk_order(self, epoch: int) -> Rows:
         return _permutation(len(self._rows_of_chunk), self._seed, 1, epoch)
 
-    @lru_cache(maxsize=2)  # noqa: B019 - as above
-    def _group_ends(self, epoch: int) -> Rows:
+    def _compute_group_ends(self, epoch: int) -> Rows:
         sizes = np.array([len(self._rows_of_chunk[chunk]) for chunk in self._chunk_order(epoch)])
         firsts = np.arange(0, len(sizes), self._chunks_per_group)
         return np.add.reduceat(sizes, firsts).cumsum()

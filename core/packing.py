@@ -38,11 +38,16 @@ class Packer:
         """The sequences that this document completes."""
         if self._sequence[-1] != self._begin:
             self._sequence.append(self._begin)
-        self._sequence.extend(document)
-        while len(self._sequence) >= self._context:
-            yield np.array(self._sequence[: self._context], dtype=np.int32)
-            rest = self._sequence[self._context :]
-            self._sequence = rest if rest[:1] == [self._begin] else [self._begin, *rest]
+        taken = 0
+        while taken < len(document):
+            room = self._context - len(self._sequence)
+            self._sequence.extend(document[taken : taken + room])
+            taken += room
+            if len(self._sequence) == self._context:
+                # Begun anew before it is given away: who takes sequences may stop at any of them.
+                full, self._sequence = self._sequence, [self._begin]
+                taken += document[taken : taken + 1] == [self._begin]
+                yield np.array(full, dtype=np.int32)
 
 
 def is_text(tokens: Tokens, special: SpecialTokens) -> npt.NDArray[np.bool_]:

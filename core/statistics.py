@@ -40,8 +40,9 @@ class Moments:
 
     @classmethod
     def of(cls, x_BD: Tensor) -> "Moments":
-        x = x_BD.double()
-        return cls(len(x), x.sum(0).cpu().numpy(), float(x.square().sum()))
+        # NumPy adds in one thread, and so in one order; torch in as many as it has.
+        x = x_BD.double().cpu().numpy()
+        return cls(len(x), x.sum(0), float(np.square(x).sum()))
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.rows + other.rows, self.total + other.total, self.total_square + other.total_square)

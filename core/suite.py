@@ -25,7 +25,7 @@ class Shape(Section):
     d_model: int = Field(gt=0, examples=[2_304])
     d_attn: int = Field(gt=0, examples=[2_048])
     """Width of the concatenated attention heads."""
-    parameters: int = Field(gt=0, examples=[2_024_517_888])
+    parameters: int = Field(gt=0, examples=[2_024_515_584])
     """Of all blocks; embeddings take no product."""
 
     def width_of(self, site: Site) -> int:
@@ -46,6 +46,8 @@ class Text(Section):
     source: str = Field(min_length=1, examples=["installed-docs"])
     """`installed-docs`, `hub:ORG/NAME`, or a glob of local .txt, .jsonl or .parquet files."""
     subset: str | None = Field(None, examples=["sample-10BT"])
+    revision: str | None = Field(None, examples=["main"])
+    """Commit, tag or branch of a text on the hub. Pin a commit: a branch may move while a run is away."""
     split: str = Field("train", examples=["train"])
     column: str = Field("text", examples=["text"])
     context: int = Field(1_024, ge=2, examples=[1_024])
@@ -264,7 +266,7 @@ class Suite(Section):
         """Names the harvest. Sites are not part of it: one that is added later joins the same rows."""
         model = {"identity": model_identity, "dtype": self.model.dtype}
         text = self.text.model_dump(exclude={"source"}) | {"identity": text_identity}
-        return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump(exclude={"batch_sequences"}))
+        return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump())
 
     def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:
         return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity())
@@ -276,4 +278,4 @@ class Suite(Section):
 FORMATS = {"harvest": 1, "dictionary": 1, "scorecard": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
-RESERVED = {"harvests", "dictionaries", "models", "digests", "prefect"}
+RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "prefect"}

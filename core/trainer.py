@@ -101,7 +101,11 @@ class Trainer:
             return f"its error is {error}; expected a finite number; lower training.learning_rate"
         if l0 == 0:
             return "no latent fires; expected some; lower the sparsity (a higher target_l0, a lower l0_coefficient)"
-        expected = 4 * self.spec.target_l0 if self.spec.target_l0 is not None else self.spec.width / 8
+        if not all(parameter.isfinite().all() for parameter in self.dictionary.parameters()):
+            return "its weights are not finite; expected numbers; lower training.learning_rate"
+        if self.spec.target_l0 is None:
+            return None
+        expected = 4 * self.spec.target_l0
         halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.training) == 1
         if not halfway or l0 <= expected:
             return None

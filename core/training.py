@@ -30,7 +30,8 @@ GEMMA_SCOPE: dict[str, Any] = {
 
 RECIPES: dict[str, dict[str, Any]] = {
     "gemma-scope": GEMMA_SCOPE,
-    # Gemma Scope 2 technical paper, section 3: the quadratic penalty (Eq. 5) and its longer warm-up.
+    # Gemma Scope 2 technical paper, section 3: the longer warm-up of its quadratic penalty (Eq. 5), which dictionaries with a target L0
+    # have. Its frequency penalty and Matryoshka prefixes are not published and not here.
     "gemma-scope-2": GEMMA_SCOPE | {"sparsity_warmup_steps": 50_000},
 }
 

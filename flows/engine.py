@@ -10,9 +10,10 @@ from pathlib import Path
 
 def settle(store: Path) -> None:
     """Put settings into the environment where the user has none."""
-    if "PREFECT_HOME" not in os.environ:
-        home = store.resolve() / "prefect"
-        home.mkdir(parents=True, exist_ok=True)
+    has_profile = (Path.home() / ".prefect" / "profiles.toml").exists()
+    if not (has_profile or {"PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILES_PATH"} & os.environ.keys()):
+        home = store / "prefect"
+        home.mkdir(exist_ok=True)
         os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "core,storage,tasks,flows")

@@ -16,6 +16,7 @@ def harvest_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     with outcome() as result:
         catalogue = Catalogue(suite, store, only)
         assert catalogue.sites
-        tokenise(catalogue)
-        harvest_blocks(catalogue)
+        with catalogue.store.lock(catalogue.harvest.prefix):
+            tokenise(catalogue)
+            harvest_blocks(catalogue)
     return result.state

@@ -73,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
             dest="settings",
             help="a field of the suite file, such as training.tokens=100000",
         )
-        added.add_argument("--only", default="*", metavar="GLOB", help="sites to work on, such as 'L09.*' (default: all)")
+        if name != "release":
+            added.add_argument("--only", default="*", metavar="GLOB", help="sites to work on, such as 'L09.*' (default: all)")
         return added
 
     on_suite("plan", plan, "Say what would be done: dictionaries, tokens, bytes, FLOPs, hours. Changes nothing.")
@@ -102,19 +103,22 @@ def plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     suite = _suite(options)
     _settle_prefect(options)
+    from flows.outcome import MISCONFIGURED
     from flows.suite import suite_flow
     from storage.catalogue import Catalogue
-    from tasks.report import write_report
+    from tasks.evaluate import scorecards
 
     catalogue, began = Catalogue(suite, options.store, options.only), time.monotonic()
     num_sites, num_dictionaries = len(catalogue.sites), sum(map(len, catalogue.sites.values()))
     _say(f"{suite.name}: {num_dictionaries} dictionaries at {num_sites} sites of {suite.model.source}, in {catalogue.store.root}")
     state = suite_flow(suite, options.store, options.only, return_state=True)
-    _show(catalogue, write_report(catalogue))
+    _show(catalogue, list(scorecards(catalogue)))
     if not state.is_completed():
         failed = (state.message or "unknown").splitlines()
         for line in failed:
             _complain(f"failed: {line}")
+        if state.name == MISCONFIGURED:
+            return MISUSED
         _next(f"jumpsuite run {_again(options)}    (does only what is missing)")
         return FAILED
     minutes = (time.monotonic() - began) / 60
@@ -203,9 +207,9 @@ def _catalogue(options: argparse.Namespace) -> "Catalogue":
 
 def _settle_prefect(options: argparse.Namespace) -> None:
     from flows.engine import settle
+    from storage.objects import Store
 
-    if "://" not in options.store:
-        settle(Path(options.store))
+    settle(Store(options.store).make())
 
 
 def _show(catalogue: "Catalogue", scored: Any) -> None:

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from prefect.states import Completed, Failed, State
 
-from core.errors import JumpsuiteError
+from core.errors import ConfigError, JumpsuiteError
 from storage.objects import STORE_FAULTS, cause_of
+
+MISCONFIGURED = "Misconfigured"
+"""Name of the Failed state of a run that no repetition would help."""
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +22,7 @@ log = logging.getLogger(__name__)
 class Outcome:
     state: State = field(default_factory=Completed)
     reason: str | None = None
+    name: str = "Failed"
 
 
 @contextmanager
@@ -26,15 +31,17 @@ def outcome() -> Iterator[Outcome]:
     result = Outcome()
     try:
         yield result
+    except ConfigError as error:
+        result.reason, result.name = str(error), MISCONFIGURED
     except JumpsuiteError as error:
         result.reason = str(error)
     except STORE_FAULTS as error:
         result.reason = f"the store failed ({cause_of(error)}); expected room and rights there; see to it and run again"
-    except MemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         result.reason = "out of memory; expected room for one block and one dictionary; lower harvest.block_sequences or training.batch_rows"
     except Exception as error:
         log.exception("the run ended with an error that nobody foresaw")
         last = traceback.extract_tb(error.__traceback__)[-1]
         result.reason = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}); this is a fault of Jumpsuite, please report it"
     if result.reason:
-        result.state = Failed(message=result.reason)
+        result.state = Failed(message=result.reason, name=result.name)

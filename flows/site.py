@@ -16,10 +16,11 @@ def site_flow(suite: Suite, site: str, store: str = "runs") -> State:
     """Leave one site's dictionaries trained and scored. When one falls sick the others are scored all the same."""
     with outcome() as result:
         catalogue, where = Catalogue(suite, store, only=site), Site.parse(site)
-        trained = train_site(catalogue, where, return_state=True)
-        evaluate_site(catalogue, where)
+        with catalogue.store.lock(f"dictionaries/{where}"):
+            catalogue.set_failure(where, None)
+            trained = train_site(catalogue, where, return_state=True)
+            evaluate_site(catalogue, where)
         trained.result()
-        catalogue.set_failure(where, None)
     if result.reason:
         Catalogue(suite, store, only=site).set_failure(Site.parse(site), result.reason)
     return result.state

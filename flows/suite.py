@@ -16,7 +16,7 @@ def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     """Do what of the suite is missing. A failed site leaves the others running, and the suite Failed with its name."""
     harvested = harvest_flow(suite, store, only, return_state=True)
     if not harvested.is_completed():
-        return Failed(message=f"harvest: {harvested.message}")
+        return Failed(message=f"harvest: {harvested.message}", name=harvested.name)
     catalogue = Catalogue(suite, store, only)
     ended = {site: site_flow(suite, str(site), store, return_state=True) for site in catalogue.sites}
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]

@@ -65,13 +65,17 @@ class Catalogue:
     def failure(self, site: Site) -> str | None:
         """Why the last attempt at a site ended, if it failed."""
         record = self.store.get_record(self._failure(site))
-        return str(record["reason"]) if record else None
+        return str(record["reason"]) if record and record["of"] == self._keys(site) else None
 
     def set_failure(self, site: Site, reason: str | None) -> None:
         if reason is None:
             self.store.delete(self._failure(site))
         else:
-            self.store.put_record(self._failure(site), {"reason": reason})
+            self.store.put_record(self._failure(site), {"reason": reason, "of": self._keys(site)})
+
+    def _keys(self, site: Site) -> list[str]:
+        """What was attempted: a failure says nothing of dictionaries that are configured otherwise."""
+        return [self.folder(spec).key for spec in self.all_sites[site]]
 
     def _failure(self, site: Site) -> str:
         return f"{self.suite.name}/failures/{site}.json"

@@ -41,7 +41,7 @@ class DictionaryFolder:
         name = f"step-{values['step']:09d}.safetensors"
         sha256 = self._put_tensors(name, tensors)
         self._put("checkpoint", {"tensors": name, "sha256": sha256, "values": values})
-        self._drop_tensors(keep=name)
+        self._drop_steps(keep=name)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The latest checkpoint, or None. A damaged one is reported and counts as none: training begins again, to the same end."""
@@ -68,9 +68,13 @@ class DictionaryFolder:
         """Store a dictionary for good, and drop what it took to train it."""
         sha256 = self._put_tensors("dictionary.safetensors", dictionary.tensors())
         self._put("dictionary", facts | {"tensors": "dictionary.safetensors", "sha256": sha256})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what is left of the training of a finished dictionary; a run may have been killed before it did."""
         self.store.delete(f"{self.prefix}/checkpoint.json")
         self.store.delete(f"{self.prefix}/failure.json")
-        self._drop_tensors(keep="dictionary.safetensors")
+        self._drop_steps()
 
     def load(self) -> Dictionary:
         """The finished dictionary. Raises Corrupt when it is not what was written."""
@@ -98,6 +102,9 @@ class DictionaryFolder:
         record = self._get("failure")
         return str(record["reason"]) if record else None
 
+    def forget_failure(self) -> None:
+        self.store.delete(f"{self.prefix}/failure.json")
+
     def fail(self, reason: str) -> None:
         self._put("failure", {"reason": reason})
 
@@ -114,7 +121,8 @@ class DictionaryFolder:
     def _get_tensors(self, record: dict[str, Any]) -> dict[str, Tensor]:
         return safetensors.torch.load(self.store.get_checked(f"{self.prefix}/{record['tensors']}", record["sha256"]))
 
-    def _drop_tensors(self, keep: str) -> None:
+    def _drop_steps(self, keep: str = "") -> None:
         for key in self.store.keys(self.prefix):
-            if key.endswith(".safetensors") and not key.endswith(f"/{keep}"):
+            name = key.rpartition("/")[2]
+            if name.startswith("step-") and name != keep:
                 self.store.delete(key)

@@ -12,7 +12,7 @@ A block exists when its commit does. Chunks carry CRC32C, which is verified on r
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,7 @@ class Part:
         self.block_sequences = int(attributes["block_sequences"])
         self.dtype = str(attributes["dtype"])
         self.chunk_rows = self.block_rows // CHUNKS_PER_BLOCK
+        self._arrays: dict[str, Any] = {}
 
     # Tokens and rows
 
@@ -176,13 +177,13 @@ class Part:
                 )
             moments, begin = Moments.of(stored), block * self.block_rows
             statistics = f"statistics/{site}"
-            self._array(f"{statistics}/norms")[begin : begin + len(stored)] = stored.float().norm(dim=1).numpy()
             self._array(f"{statistics}/sum")[block] = moments.total
             self._array(f"{statistics}/square")[block] = moments.total_square
             # A whole shard in one write, padding included, is one object put whole.
             padded = torch.zeros(self.block_rows, stored.shape[1], dtype=stored.dtype)
             padded[: len(stored)] = stored
             self._array(f"activations/{site}")[begin : begin + self.block_rows] = _to_numpy(padded)
+            self._array(f"{statistics}/norms")[begin : begin + self.block_rows] = padded.float().norm(dim=1).numpy()
         sites = self.harvested(block) | set(activations)
         self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
 
@@ -210,15 +211,11 @@ class Part:
         return torch.cat(pieces)[index]
 
     def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
-        """The wanted rows of a site in store order: read a block at a time, given a chunk at a time; chunks without one are left out."""
-        for block in range(self.num_blocks):
-            rows = slice(block * self.block_rows, (block + 1) * self.block_rows)
-            if not wanted[rows].any():
-                continue
-            x_BD, mask = _to_torch(self._read(f"activations/{site}", rows)), torch.from_numpy(wanted[rows])
-            for x, here in zip(torch.split(x_BD, self.chunk_rows), torch.split(mask, self.chunk_rows), strict=True):
-                if here.any():
-                    yield x[here]
+        """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out."""
+        for chunk in range(self.num_blocks * CHUNKS_PER_BLOCK):
+            mask = wanted[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
+            if mask.any():
+                yield self._chunk(site, chunk)[torch.from_numpy(mask)]
 
     def _chunk(self, site: Site, chunk: int) -> Tensor:
         begin = chunk * self.chunk_rows
@@ -227,10 +224,11 @@ class Part:
     def _commit(self, block: int) -> str:
         return f"{self.harvest.prefix}/commits/{self.name}/{block:06d}.json"
 
-    @cache  # noqa: B019 - a part lives as long as the work on it
     def _array(self, name: str) -> Any:
-        # zarr leaves out objects that hold the fill value alone; here an object that is absent was lost.
-        return self._group[name].with_config({"write_empty_chunks": True})
+        if name not in self._arrays:
+            # zarr leaves out objects that hold the fill value alone; here an object that is absent was lost.
+            self._arrays[name] = self._group[name].with_config({"write_empty_chunks": True})
+        return self._arrays[name]
 
     def _read(self, name: str, rows: slice) -> Any:
         array = self._array(name)
@@ -241,16 +239,17 @@ class Part:
         # zarr reads an absent object as zeros, without a word.
         lost = next((key for key in objects if not self.harvest.store.has(f"{where}/{key}")), None)
         if lost:
-            raise Corrupt(self._damaged(f"{lost} is missing"))
+            raise Corrupt(self._damaged(name, f"{lost} is missing"))
         try:
             return array[rows]
         except ValueError as error:
-            raise Corrupt(self._damaged(f"{name} is damaged in rows {begin:,} to {end:,} ({error})")) from None
+            raise Corrupt(self._damaged(name, f"{name} is damaged in rows {begin:,} to {end:,} ({error})")) from None
 
-    def _damaged(self, what: str) -> str:
+    def _damaged(self, name: str, what: str) -> str:
         path = self.harvest.store.path(f"{self.harvest.prefix}/{self.name}")
-        commits = self.harvest.store.path(f"{self.harvest.prefix}/commits/{self.name}")
-        return f"{path}: {what}; expected what was harvested; delete {commits} and run again to harvest this part anew"
+        # Activations follow from tokens: where those are lost, the harvest begins anew.
+        lost = self.harvest.prefix if name in ("tokens", "rows") else f"{self.harvest.prefix}/commits/{self.name}"
+        return f"{path}: {what}; expected what was harvested; delete {self.harvest.store.path(lost)} and run again to harvest it anew"
 
 
 def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:

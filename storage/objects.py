@@ -3,9 +3,12 @@
 Every object is put whole (written beside, then renamed), and every record carries a checksum that is verified on read.
 """
 
+import fcntl
 import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,13 +51,21 @@ class Store:
     def exists(self) -> bool:
         return self.root.is_dir()
 
-    @cached_property
-    def _objects(self) -> LocalStore:
+    def make(self) -> Path:
+        """The root, made when it is not there.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--store is {str(self.root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
-        return LocalStore(str(self.root))
+        return self.root
+
+    @cached_property
+    def _objects(self) -> LocalStore:
+        return LocalStore(str(self.make()))
 
     def has(self, key: str) -> bool:
         if not self.exists:
@@ -109,10 +120,12 @@ class Store:
         try:
             data = self.get(key)
         except FileNotFoundError:
-            raise Corrupt(f"{self.path(key)} is missing; expected the file that was written there; restore it, or delete its folder") from None
+            raise Corrupt(
+                f"{self.path(key)} is missing; expected the file that was written there; restore it, or delete its folder and run again"
+            ) from None
         if hashlib.sha256(data).hexdigest() != sha256:
             raise Corrupt(
-                f"{self.path(key)} was changed since it was written; expected SHA-256 {sha256[:12]}…; restore it, or delete it and run again"
+                f"{self.path(key)} was changed since it was written; expected SHA-256 {sha256[:12]}…; restore it, or delete its folder and run again"
             )
         return data
 
@@ -140,6 +153,26 @@ class Store:
         if found != checksum:
             raise Corrupt(f"{self.path(key)} was changed since it was written; expected its checksum to match; delete it and run again")
         return dict(record)
+
+    @contextmanager
+    def lock(self, prefix: str) -> Iterator[None]:
+        """Work under a prefix alone. The system lifts the lock when its process ends, however it ends.
+
+        What a killed process was writing (obstore writes `NAME#1` beside, then renames) is swept away.
+
+        Raises:
+            JumpsuiteError: another process works there.
+        """
+        path = self.root / "locks" / prefix.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise JumpsuiteError(f"{self.path(prefix)} is being worked on by another run; expected one at a time; wait for it to end") from None
+            for left in self.path(prefix).rglob("*#[0-9]*"):
+                left.unlink()
+            yield
 
     def zarr(self, prefix: str) -> zarr.storage.StoreLike:
         """The same objects, under a prefix, as zarr-python takes them."""

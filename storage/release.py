@@ -5,6 +5,7 @@
     gemma_scope/{res,mlp,att}/layer_L/width_W/average_l0_N/params.npz        Gemma Scope's tree
     scorecards/SITE/NAME.json     what was measured of each
     samples/SITE.safetensors      held-out rows to verify them on, without the model
+    release.key                   names the scorecards and the code that made it
     SHA256SUMS                    of every other file, written last
 
 Not here: what the card says (`tasks/card.py`).
@@ -13,7 +14,6 @@ Not here: what the card says (`tasks/card.py`).
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -35,6 +35,7 @@ from core.site import Site
 from core.spec import DictionarySpec, width_label
 
 SUMS = "SHA256SUMS"
+KEY = "release.key"
 
 # Oldest format of SAELens configurations whose metadata its loader keeps as written; this is the version it was tried with.
 SAELENS_VERSION = "6.54.12"
@@ -72,23 +73,44 @@ def staged(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place when the block ends well, and is removed when it does not.
 
     Raises:
-        JumpsuiteError: `folder` is there and is no release, so it is not replaced.
+        JumpsuiteError: `folder` is there and is not a release of ours alone, so it is not replaced.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / SUMS).is_file():
-        raise JumpsuiteError(f"{folder} is there and is not a release; expected a new folder or an earlier release; choose another with --to")
-    stage = folder.with_name(f".{folder.name}.staged-{os.getpid()}")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    shutil.rmtree(stage, ignore_errors=True)
+    folder = folder.resolve()
+    stage, old = (folder.with_name(f".{folder.name}.{what}") for what in ("staged", "old"))
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    if folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
+        raise JumpsuiteError(
+            f"{folder} is there and is not a release, or holds other files too; expected a new folder or a release as it was written; "
+            "choose another with --to"
+        )
+    for left in (stage, old):
+        shutil.rmtree(left, ignore_errors=True)
     stage.mkdir(parents=True)
     try:
         yield stage
         _write_sums(stage)
-        if folder.exists():
-            folder.rename(old)
-        stage.rename(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        raise
+    if folder.exists():
+        folder.rename(old)
+    stage.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder holds a release and nothing else, hidden files included."""
+    if not ((folder / SUMS).is_file() and (folder / KEY).is_file()):
+        return False
+    listed = {line.split("  ", 1)[-1] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= listed | {SUMS}
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether a folder holds the release that this key names, undamaged."""
+    path = folder / KEY
+    return path.is_file() and path.read_text(errors="replace") == key and (folder / SUMS).is_file() and not check_sums(folder)
 
 
 def write_dictionaries(folder: Path, released: list[ReleasedDictionary]) -> list[dict[str, Any]]:
@@ -214,7 +236,9 @@ def read_sample(folder: Path, site: str) -> Tensor:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    """Every file of a release; what a hub or git keeps beside it, `.git` or `.gitattributes`, is not of it."""
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    return sorted(str(name) for name in names if not name.parts[0].startswith("."))
 
 
 def _sha256(path: Path) -> str:

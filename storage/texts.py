@@ -3,6 +3,7 @@
 import ast
 import glob
 import hashlib
+import platform
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ def identity(store: Store, text: Text) -> str:
         ConfigError: local files that are not there.
     """
     if text.source == "installed-docs":
-        return "installed-docs:" + ",".join(f"{name}=={_version(name)}" for name in DOCUMENTED)
+        return f"installed-docs:python=={platform.python_version()}," + ",".join(f"{name}=={_version(name)}" for name in DOCUMENTED)
     if text.source.startswith("hub:"):
         return text.source
     return f"files:{digest(store, _files(text))}"
@@ -56,7 +57,7 @@ def documents(text: Text) -> Iterator[str]:
 def _load(text: Text) -> Iterable[dict[str, Any]]:
     if text.source.startswith("hub:"):
         name = text.source.removeprefix("hub:")
-        loaded = datasets.load_dataset(name, text.subset, split=text.split, streaming=True)
+        loaded = datasets.load_dataset(name, text.subset, revision=text.revision, split=text.split, streaming=True)
     else:
         files = _files(text)
         options: dict[str, Any] = {"sample_by": "document"} if files[0].suffix == ".txt" else {}

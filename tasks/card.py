@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from core.suite import Suite
-from tasks.report import COLUMNS, LEGEND, Scored, cells, rows_of
+from tasks.report import COLUMNS, LEGEND, Scored, cells
 from tasks.train import describe_filter
 
 
@@ -21,7 +21,7 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
     if _on_hub(suite.model.source):
         front["base_model"] = suite.model.source
     first_spec, first_card = scored[0]
-    commits = ", ".join(sorted({row["commit"] for row in rows_of(scored)}))
+    trained, scored_by = (", ".join(sorted({card[key]["commit"] for _, card in scored})) for key in ("trained_by", "code"))
     loss, text = first_card["loss"], suite.text
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
@@ -29,7 +29,8 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
 
 # {_plain(title)}
 
-{len(scored)} JumpReLU sparse autoencoders ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite (commit {commits}).
+{len(scored)} JumpReLU sparse autoencoders ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite at
+commit {trained}, scored at {scored_by}.
 {_paragraph(suite.release.notes)}
 | | |
 |---|---|
@@ -75,7 +76,7 @@ concatenated, as the input of the attention's output projection has them.
 ## How they were trained
 
 ```json
-{json.dumps(suite.training.model_dump(), indent=2)}
+{json.dumps(suite.training.identity() | {"recipe": suite.training.recipe, "tokens": _tokens(scored)}, indent=2)}
 ```
 
 ## Know before use
@@ -86,6 +87,12 @@ concatenated, as the input of the attention's output projection has them.
 
 `jumpsuite verify` checks `SHA256SUMS` and runs every dictionary on `samples/` against its scorecard.
 """
+
+
+def _tokens(scored: Scored) -> int | list[int]:
+    """Rows trained on: one number, or all that occur."""
+    every = sorted({spec.tokens for spec, _ in scored})
+    return every[0] if len(every) == 1 else every
 
 
 def _revision(suite: Suite) -> str:

@@ -54,6 +54,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
                 "dictionary": folder.key,
                 "harvest": catalogue.harvest.key,
                 "code": code(),
+                "trained_by": folder.facts["code"],
                 "inputs": inputs,
                 **_row_scores(part, site, dictionary, limit),
                 "loss": _loss_scores(intact, losses.with_dictionary(dictionary), deleted, mean),

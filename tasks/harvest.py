@@ -21,20 +21,19 @@ log = logging.getLogger(__name__)
 def harvest_blocks(catalogue: Catalogue) -> None:
     """Leave every block of the suite's sites in the harvest; blocks that are there are not made again."""
     sites = list(catalogue.sites)
-    widths = {site: catalogue.shape.width_of(site) for site in sites}
-    work: list[tuple[Part, int]] = []
-    for name in PARTS:
-        part = catalogue.harvest.part(name)
-        part.add_sites(widths)
-        work += [(part, block) for block in part.missing(sites)]
+    parts = [catalogue.harvest.part(name) for name in PARTS]
+    work = [(part, block) for part in parts for block in part.missing(sites)]
     if not work:
         return
     anatomy = loaded_anatomy(catalogue)
+    widths = {site: catalogue.shape.width_of(site) for site in sites}
+    for part in parts:
+        part.add_sites(widths)
     total = sum(part.tokens(block).size for part, block in work)
     with Progress(f"harvest {len(sites)} sites", total, "tokens") as progress:
         for part, block in work:
-            activations = _activations(anatomy, part, block, widths, catalogue.suite.harvest.batch_sequences, progress)
-            part.write_block(block, activations)
+            missing = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
+            part.write_block(block, _activations(anatomy, part, block, missing, catalogue.suite.harvest.batch_sequences, progress))
 
 
 @torch.inference_mode()

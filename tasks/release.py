@@ -36,7 +36,7 @@ def package_release(catalogue: Catalogue, folder: Path) -> None:
     if lacking:
         raise JumpsuiteError(f"{min(lacking)} is not finished and scored; expected every dictionary of the suite; run the suite first")
     key = key_of(FORMAT, suite.model_dump(), [card["dictionary"] for _, card in scored], [card["code"] for _, card in scored], code())
-    if (folder / "release.key").is_file() and (folder / "release.key").read_text() == key and not release.check_sums(folder):
+    if release.is_current(folder, key):
         return
     anatomy, description = catalogue.source.skeleton, catalogue.harvest.description
     assert description is not None
@@ -52,7 +52,7 @@ def package_release(catalogue: Catalogue, folder: Path) -> None:
         release.write_file(stage, "suite.yaml", yaml.safe_dump(suite.model_dump(), sort_keys=False).encode())
         release.write_file(stage, "metrics.parquet", parquet(scored))
         release.write_file(stage, "pareto.png", picture(scored, suite.release.title or suite.name))
-        release.write_file(stage, "release.key", key.encode())
+        release.write_file(stage, release.KEY, key.encode())
 
 
 def _released(catalogue: Catalogue, scored: Scored, description: dict[str, Any], hooks: dict[str, str]) -> list[ReleasedDictionary]:

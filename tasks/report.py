@@ -146,10 +146,11 @@ def _near(rows: list[dict[str, Any]], tick: float) -> bool:
 
 
 def write_report(catalogue: Catalogue) -> Scored:
-    """Write the suite's table and picture beside its release, and give the scorecards they show."""
-    scored = list(scorecards(catalogue))
+    """Write the whole suite's table and picture beside its release, and give the scorecards of the catalogue's sites."""
+    whole = Catalogue(catalogue.suite, catalogue.store.root)
+    scored = list(scorecards(whole))
     if scored:
         name = catalogue.suite.name
         catalogue.store.put(f"{name}/metrics.parquet", parquet(scored))
         catalogue.store.put(f"{name}/pareto.png", picture(scored, catalogue.suite.release.title or name))
-    return scored
+    return [(spec, card) for spec, card in scored if spec.site in catalogue.sites]

@@ -19,6 +19,7 @@ from storage.catalogue import Catalogue
 from storage.dictionaries import DictionaryFolder
 from storage.harvest import Part
 from tasks.progress import Progress
+from tasks.provenance import code
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
         JumpsuiteError: some dictionary fell sick, after all others are finished.
     """
     folders = [catalogue.folder(spec) for spec in catalogue.sites[site]]
+    for folder in folders:
+        (folder.tidy if folder.done else folder.forget_failure)()
     folders = [folder for folder in folders if not folder.done]
     if not folders:
         return
@@ -40,7 +43,7 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
     moments = part.moments(site) if kept.all() else _moments(part, site, kept)
     normaliser = moments.normaliser(training.inputs)
     inputs = _input_facts(part, site, moments, limit)
-    facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.model_dump(), "inputs": inputs}
+    facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.identity(), "inputs": inputs, "code": code()}
     log.info("%s: %s", site, describe_filter(inputs))
 
     trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device) for folder in folders}

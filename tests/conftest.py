@@ -90,7 +90,7 @@ def tiny_fields(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
         "name": "tiny",
         "model": {"source": str(tiny_model), "dtype": "float32"},
         "text": {"source": str(tiny_text / "*.jsonl"), "context": 32, "tokens": 16_384, "held_out_tokens": 4_096},
-        "harvest": {"block_sequences": 64, "batch_sequences": 8},
+        "harvest": {"block_sequences": 16, "batch_sequences": 8},
         "sites": {"layers": [0, 1], "kinds": ["resid_post", "mlp_out", "attn_z"]},
         "dictionaries": [{"widths": 64, "target_l0s": 8}, {"widths": 64, "target_l0s": 16, "sites": "L01.resid_post"}],
         "training": {

@@ -98,3 +98,9 @@ def test_the_held_out_share_is_about_what_was_asked_and_differs_by_seed():
         assert abs(sum(side) / num - share) < 4.5 * math.sqrt(share * (1 - share) / num)
     both = sum(a and b for a, b in zip(*sides.values(), strict=True))
     assert abs(both / num - share**2) < 4.5 * math.sqrt(share**2 * (1 - share**2) / num), "seeds choose independently"
+
+
+def test_who_stops_taking_sequences_in_the_middle_of_a_document_may_go_on_with_another() -> None:
+    packer = Packer(SpecialTokens(0, (0,)), 4)
+    assert next(packer.add(list(range(1, 100)))).tolist() == [0, 1, 2, 3]
+    assert [sequence.tolist() for sequence in packer.add([7, 8, 9])] == [[0, 7, 8, 9]]

@@ -60,7 +60,7 @@ FIELDS = {  # a field, as --set gives it: the sentence
     "release=no": f"release is 'no'; expected a section with the fields {fields(Release)}; write them indented below release:, or remove it",
     "model.source=''": "model.source is empty; expected some text; write for example 'google/gemma-3-270m'",
     "model.dtype=fp16": "model.dtype is 'fp16'; expected 'bfloat16' or 'float32'; write for example 'bfloat16'",
-    "model.shape={layers: 3, d_model: 8, d_attn: 8}": "model.shape.parameters is missing; expected a value; write for example 2_024_517_888",
+    "model.shape={layers: 3, d_model: 8, d_attn: 8}": "model.shape.parameters is missing; expected a value; write for example 2_024_515_584",
     "text.context=1": "text.context is 1; expected a number of at least 2; write for example 1024",
     "text.tokens=0": "text.tokens is 0; expected a number greater than 0; write for example 1_000_000",
     "text.tokens=": "text.tokens is empty; expected a whole number; write for example 1_000_000",
@@ -359,7 +359,7 @@ def keys(*set_fields: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(
     "same",
-    ["training.checkpoint_steps=7", "device=cuda", "name=other", "harvest.batch_sequences=2", "evaluation.loss_sequences=2", "release.title=T",
+    ["training.checkpoint_steps=7", "device=cuda", "name=other", "evaluation.loss_sequences=2", "release.title=T",
      "sites.layers=1-3", "sites.kinds=[resid_post, attn_z]", "training.recipe=gemma-scope", "training.learning_rate=0.00007"],
 )  # fmt: skip
 def test_what_changes_no_result_changes_no_key(same: str) -> None:
