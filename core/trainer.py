@@ -84,6 +84,8 @@ class Trainer:
         total, error, active_BL = loss(self.dictionary, self.normaliser(x_BD), self.spec, self.training, warmth)
         total.backward()  # type: ignore[no-untyped-call]
         self.dictionary.project_decoder_gradient()
+        if self.training.gradient_clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.training.gradient_clip)
         self.optimiser.step()
         self.dictionary.restore_constraints()
         self.step += 1

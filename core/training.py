@@ -62,6 +62,9 @@ class Training(Section):
     adam_beta1: float = Field(ge=0, lt=1, examples=[0.0])
     adam_beta2: float = Field(ge=0, lt=1, examples=[0.999])
     adam_epsilon: float = Field(gt=0, examples=[1e-8])
+    gradient_clip: float | None = Field(None, gt=0, examples=[1.0])
+    """Norm to which a larger gradient is cut, or none as in GS. Without a first moment a gradient k times its usual size moves a weight
+    by up to k learning rates, 31 at most: at a large learning rate one batch of unusual rows can undo a dictionary."""
 
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.errors import ConfigError
+from core.errors import ConfigError, JumpsuiteError
 from storage.objects import Corrupt, Store
 
 
@@ -194,3 +194,25 @@ def test_an_object_with_a_known_checksum_is_checked_on_every_read(store: Store) 
     path.unlink()
     with pytest.raises(Corrupt, match=f"^{path} is missing; expected the file that was written there"):
         store.get_checked("weights", sha256)
+
+
+def test_two_runs_never_work_under_one_prefix_and_a_dead_one_holds_nothing(store: Store) -> None:
+    hold = "import sys, time; from storage.objects import Store\nwith Store(sys.argv[1]).lock('a/b'):\n    print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(store.root)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(JumpsuiteError, match=r"a/b is being worked on by another run; expected one at a time; wait for it to end"), store.lock("a/b"):
+        pass
+    with store.lock("a/c"):
+        pass
+    other.kill()
+    other.wait()
+    with store.lock("a/b"):
+        pass
+
+
+def test_what_a_killed_writer_left_beside_an_object_is_swept_away(store: Store) -> None:
+    store.put("a/b/object.json", b"whole")
+    (store.root / "a/b/object.json#1").write_bytes(b"ha")
+    with store.lock("a/b"):
+        assert [path.name for path in (store.root / "a/b").iterdir()] == ["object.json"]
