@@ -27,7 +27,7 @@ class Outcome:
 
 @contextmanager
 def outcome() -> Iterator[Outcome]:
-    """Turn what a user can act on into a Failed state: our own errors, and those of disks and memory. Faults of ours go on up."""
+    """Turn any error into a Failed state with one sentence: what a user can act on, or that the fault is ours (then also logged)."""
     result = Outcome()
     try:
         yield result
