@@ -105,6 +105,8 @@ class Dictionary:
 class TrainingDictionary(nn.Module):
     """An SAE in training: normalised inputs, a pre-encoder bias, and the threshold's own parameter (GS, section 3.2).
 
+    Both matrices have one row a latent, L x D: a latent's weights lie together, and are read and moved together.
+
     Args:
         dimensions: D. width: L. seed: of the decoder's initialisation.
         threshold_init: theta at the start. log_threshold: whether the parameter is log(theta), as in JR's pseudo-code.
@@ -115,7 +117,7 @@ class TrainingDictionary(nn.Module):
         # GS: He-uniform rows, then unit norm; the encoder begins as its transpose; biases begin at zero.
         W_dec = nn.functional.normalize(torch.rand(width, dimensions, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
         self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.T.contiguous())
+        self.W_enc = nn.Parameter(W_dec.clone())
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(dimensions))
         self.log_threshold = log_threshold
@@ -129,22 +131,19 @@ class TrainingDictionary(nn.Module):
 
     def pre_activations(self, x_BD: Tensor) -> Tensor:
         """z = (x - b_dec) W_enc + b_enc, B x L."""
-        return torch.addmm(self.b_enc, x_BD - self.b_dec, self.W_enc)
+        return torch.addmm(self.b_enc, x_BD - self.b_dec, self.W_enc.T)
 
     def decode(self, f_BL: Tensor) -> Tensor:
         return torch.addmm(self.b_dec, f_BL, self.W_dec)
 
     @torch.no_grad()
-    def project_decoder_gradient(self) -> None:
-        """Take out the part of the decoder's gradient that would change its rows' norms (GS, section 3.2)."""
-        gradient = self.W_dec.grad
-        assert gradient is not None
-        gradient.addcmul_((gradient * self.W_dec).sum(1, keepdim=True), self.W_dec, value=-1)
-
-    @torch.no_grad()
     def restore_constraints(self) -> None:
         """Unit decoder rows after every update (GS, section 3.2), and a threshold that stays positive."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+        self.keep_threshold_positive()
+
+    @torch.no_grad()
+    def keep_threshold_positive(self) -> None:
         if not self.log_threshold:
             self.threshold_parameter.clamp_(min=1e-6)
 
@@ -156,7 +155,7 @@ class TrainingDictionary(nn.Module):
         Computed in float64: the mean can be many times the rest.
         """
         C, mu = normaliser.scale, normaliser.mean.double().cpu()
-        W_enc, W_dec = self.W_enc.double().cpu(), self.W_dec.double().cpu()
+        W_enc, W_dec = self.W_enc.T.double().cpu(), self.W_dec.double().cpu()
         b_dec = mu + C * self.b_dec.double().cpu()
         folded = {
             "W_enc": W_enc,

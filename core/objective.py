@@ -3,6 +3,8 @@
 JR is arXiv:2407.14435, GS2 the Gemma Scope 2 technical paper. B rows, L latents.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from core.jumprelu import TrainingDictionary, jumprelu, step
@@ -36,6 +38,28 @@ def sparsity_penalty(l0_B: Tensor, spec: DictionarySpec, training: Training) -> 
         return linear_penalty(l0_B, spec.l0_coefficient)
     penalty = {"per-token": target_penalty_per_token, "batch-mean": target_penalty_batch_mean}[training.target_l0_objective]
     return penalty(l0_B, spec.target_l0, training.target_l0_coefficient)
+
+
+class PenaltySlope(NamedTuple):
+    """d penalty / d L0 of a row, which all penalties here have as constant + per_l0 * L0."""
+
+    constant: float
+    per_l0: float
+
+    def times(self, factor: float) -> "PenaltySlope":
+        return PenaltySlope(factor * self.constant, factor * self.per_l0)
+
+
+def penalty_slope(l0_B: Tensor, spec: DictionarySpec, training: Training) -> PenaltySlope:
+    """The derivative of `sparsity_penalty`, where no autograd is at hand."""
+    B = len(l0_B)
+    if spec.target_l0 is None:
+        assert spec.l0_coefficient is not None
+        return PenaltySlope(spec.l0_coefficient / B, 0.0)
+    steepness = training.target_l0_coefficient * 4 / spec.target_l0 / B
+    if training.target_l0_objective == "batch-mean":
+        return PenaltySlope(steepness * (float(l0_B.mean()) - spec.target_l0), 0.0)
+    return PenaltySlope(-steepness * spec.target_l0, steepness)
 
 
 def loss(dictionary: TrainingDictionary, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> tuple[Tensor, Tensor, Tensor]:

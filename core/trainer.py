@@ -1,7 +1,7 @@
 """Training: one dictionary's steps, and all dictionaries of a site on one read of its rows.
 
-The dense implementation, in float32, as in the papers. A trainer's state after step t is a function of its configuration
-and of the batches 0 to t - 1, so that it can be stored, loaded and continued to the bit.
+A trainer's state after step t is a function of its configuration and of the batches 0 to t - 1, so that it can be stored, loaded
+and continued to the bit. How a step is computed: `core/sparse_step.py` on a CPU, `core/dense_step.py` elsewhere.
 """
 
 import math
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.adam import Adam
+from core.dense_step import DenseStep
 from core.errors import SickDictionary
 from core.jumprelu import TrainingDictionary
-from core.objective import loss
+from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
 from core.training import Training
@@ -54,18 +56,18 @@ class Trainer:
             threshold_init=training.threshold_init,
             log_threshold=training.threshold_parameter == "log",
         ).to(device)
-        self.optimiser = torch.optim.Adam(
-            self.dictionary.parameters(),
-            lr=training.learning_rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-            fused=True,
-        )
-        self.step = 0
+        parameters = {name: p.detach() for name, p in self.dictionary.named_parameters()}
+        self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
+        self._step = (SparseStep if device.type == "cpu" else DenseStep)(self.dictionary, self.adam, spec, training)
         self.sick = False
         self.num_steps = training.num_steps(spec.tokens)
         self.history: list[dict[str, float]] = []
         """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
+
+    @property
+    def step(self) -> int:
+        """Steps behind it."""
+        return self.adam.step
 
     @property
     def done(self) -> bool:
@@ -77,20 +79,10 @@ class Trainer:
         Raises:
             SickDictionary: the loss is not finite, no latent fires, or L0 is stuck far above where it should be.
         """
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
-        warmth = sparsity_warmth(self.step, self.training)
-        self.optimiser.zero_grad()
-        total, error, active_BL = loss(self.dictionary, self.normaliser(x_BD), self.spec, self.training, warmth)
-        total.backward()  # type: ignore[no-untyped-call]
-        self.dictionary.project_decoder_gradient()
-        if self.training.gradient_clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.dictionary.parameters(), self.training.gradient_clip)
-        self.optimiser.step()
-        self.dictionary.restore_constraints()
-        self.step += 1
+        learning_rate = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
+        error, l0 = self._step(self.normaliser(x_BD), learning_rate, sparsity_warmth(self.step, self.training))
         if self.step % CHECK_STEPS == 0 or self.done:
-            self._check(float(error), float(active_BL.sum(1).mean()))
+            self._check(error, l0)
 
     def _check(self, error: float, l0: float) -> None:
         self.history.append({"step": self.step, "error": error, "l0": l0})
@@ -121,21 +113,18 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything the next step depends on: tensors, and JSON values."""
-        tensors = {f"weight.{name}": p.detach() for name, p in self.dictionary.named_parameters()}
-        for name, p in self.dictionary.named_parameters():
-            for part, value in self.optimiser.state[p].items():
-                tensors[f"adam.{name}.{part}"] = value
-        return tensors, {"step": self.step, "history": self.history}
+        weights = {f"weight.{name}": p for name, p in self.adam.parameters.items()}
+        moments = {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
+        return weights | moments, {"step": self.step, "history": self.history}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for name, p in self.dictionary.named_parameters():
+        for name, p in self.adam.parameters.items():
             p.copy_(tensors[f"weight.{name}"])
-            prefix = f"adam.{name}."
-            parts = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-            self.optimiser.state[p] = {part: tensor.to(p.device, copy=True) for part, tensor in parts.items()}
-        self.step, self.history = values["step"], list(values["history"])
+        self.adam.load_state({key.removeprefix("adam."): tensor for key, tensor in tensors.items()}, values["step"])
+        self._step.refresh()
+        self.history = list(values["history"])
 
 
 def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:

@@ -66,6 +66,10 @@ class Training(Section):
     """Norm to which a larger gradient is cut, or none as in GS. Without a first moment a gradient k times its usual size moves a weight
     by up to k learning rates, 31 at most: at a large learning rate one batch of unusual rows can undo a dictionary."""
 
+    encoder_product: Literal["float32", "bfloat16"] = Field("float32", examples=["float32"])
+    """Type of the factors of the product that finds a batch's active latents. On a CPU bfloat16 only finds them: their values, and
+    everything after, are float32. Quicker where the processor multiplies bfloat16 itself (AVX-512 BF16, AMX)."""
+
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
     threshold_init: float = Field(gt=0, examples=[0.001])

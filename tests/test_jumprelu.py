@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.dense_step import project_rows
 from core.jumprelu import Dictionary, TrainingDictionary, jumprelu, step
 from core.objective import loss
 from core.site import Site
@@ -145,7 +146,7 @@ def test_the_loss_gradient_in_the_thresholds_estimates_finite_differences_of_the
     generator = torch.Generator().manual_seed(4)
     dictionary = TrainingDictionary(D, L, seed=0, threshold_init=0.5, log_threshold=False).double()
     with torch.no_grad():
-        dictionary.W_enc.add_(0.3 * torch.randn(D, L, generator=generator, dtype=torch.float64))
+        dictionary.W_enc.add_(0.3 * torch.randn(L, D, generator=generator, dtype=torch.float64))
         dictionary.b_dec.add_(0.1 * torch.randn(D, generator=generator, dtype=torch.float64))
         dictionary.threshold_parameter.copy_(torch.linspace(0.2, 1.2, L))
     training = Training(tokens=10, batch_rows=10, bandwidth=bandwidth, threshold_parameter="linear")
@@ -155,7 +156,7 @@ def test_the_loss_gradient_in_the_thresholds_estimates_finite_differences_of_the
     )
 
     def mean_loss(x: np.ndarray, theta: np.ndarray) -> float:
-        z = (x - b_dec) @ W_enc + b_enc
+        z = (x - b_dec) @ W_enc.T + b_enc
         f = np.where(z > theta, z, 0)
         return float((((x - f @ W_dec - b_dec) ** 2).sum(1) + price * (f != 0).sum(1)).mean())
 
@@ -192,7 +193,7 @@ def trained_looking(dimensions: int, width: int, *, log_threshold: bool) -> Trai
 def test_training_begins_as_gemma_scope_says():
     dictionary = TrainingDictionary(16, 64, seed=3, threshold_init=0.001, log_threshold=True)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(64))
-    assert torch.equal(dictionary.W_enc, dictionary.W_dec.T)
+    assert torch.equal(dictionary.W_enc, dictionary.W_dec)
     assert not dictionary.b_enc.any()
     assert not dictionary.b_dec.any()
     torch.testing.assert_close(dictionary.threshold, torch.full((64,), 0.001))
@@ -214,7 +215,7 @@ def test_a_folded_dictionary_does_to_raw_activations_what_training_did_to_normal
     exact = {name: p.detach().double() for name, p in training.named_parameters()}
     theta = exact["threshold_parameter"].exp() if log_threshold else exact["threshold_parameter"]
     C, mean = normaliser.scale, normaliser.mean.double()
-    z = ((x.double() - mean) / C - exact["b_dec"]) @ exact["W_enc"] + exact["b_enc"]
+    z = ((x.double() - mean) / C - exact["b_dec"]) @ exact["W_enc"].T + exact["b_enc"]
     f = torch.where(z > theta, z, 0)
     reconstruction = mean + C * (f @ exact["W_dec"] + exact["b_dec"])
 
@@ -235,10 +236,10 @@ def test_folding_a_plain_scale_is_gemma_scopes_appendix():
     """b_enc' = C b_enc - C W_enc b_dec, b_dec' = C b_dec, theta' = C theta; the matrices stay."""
     training, C = trained_looking(8, 24, log_threshold=True), 7.5
     folded = training.fold(Normaliser(torch.zeros(8), C))
-    torch.testing.assert_close(folded.b_enc, C * training.b_enc.detach() - C * training.b_dec.detach() @ training.W_enc.detach())
+    torch.testing.assert_close(folded.b_enc, C * training.b_enc.detach() - C * training.b_dec.detach() @ training.W_enc.T.detach())
     torch.testing.assert_close(folded.b_dec, C * training.b_dec.detach())
     torch.testing.assert_close(folded.threshold, C * training.threshold.detach())
-    assert torch.equal(folded.W_enc, training.W_enc)
+    assert torch.equal(folded.W_enc, training.W_enc.T)
     assert torch.equal(folded.W_dec, training.W_dec)
 
 
@@ -267,10 +268,10 @@ def test_decoder_rows_have_unit_norm_and_thresholds_are_positive_after_constrain
 def test_the_projected_decoder_gradient_is_orthogonal_to_the_rows_and_keeps_the_rest():
     dictionary = trained_looking(8, 24, log_threshold=False)
     gradient = torch.randn(24, 8, generator=torch.Generator().manual_seed(7))
-    dictionary.W_dec.grad = gradient.clone()
-    dictionary.project_decoder_gradient()
+    projected = gradient.clone()
+    project_rows(projected, dictionary.W_dec)
     rows = dictionary.W_dec.detach()
-    torch.testing.assert_close((dictionary.W_dec.grad * rows).sum(1), torch.zeros(24), rtol=0, atol=1e-6)
+    torch.testing.assert_close((projected * rows).sum(1), torch.zeros(24), rtol=0, atol=1e-6)
     # What was taken out lies along the row: the projector I - d d^T of each row, written out.
-    for got, g, d in zip(dictionary.W_dec.grad, gradient, rows, strict=True):
+    for got, g, d in zip(projected, gradient, rows, strict=True):
         torch.testing.assert_close(got, (torch.eye(8) - torch.outer(d, d)) @ g, rtol=1e-5, atol=1e-6)

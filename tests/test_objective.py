@@ -84,7 +84,7 @@ def surrogate_loss(p: dict[str, Tensor], x: Tensor, *, log_threshold: bool, band
     Returns the loss and the mask of active latents.
     """
     theta = torch.exp(p["threshold_parameter"]) if log_threshold else p["threshold_parameter"]
-    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    z = (x - p["b_dec"]) @ p["W_enc"].T + p["b_enc"]
     with torch.no_grad():
         mask = torch.heaviside(z - theta, torch.zeros((), dtype=z.dtype))
         u = (z - theta) / bandwidth
@@ -97,7 +97,7 @@ def surrogate_loss(p: dict[str, Tensor], x: Tensor, *, log_threshold: bool, band
     if target is None:
         penalty = price * l0.sum() / len(x)
     elif objective == "per-token":
-        penalty = sum(price * (2 / target) * (l - target) ** 2 for l in l0) / len(x)  # noqa: E741
+        penalty = sum(price * (2 / target) * (l - target) ** 2 for l in l0) / len(x)
     else:
         penalty = price * (2 / target) * (sum(l0) / len(x) - target) ** 2
     return error, penalty, mask
@@ -121,7 +121,7 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
         for name, parameter in dictionary.named_parameters():
             if name != "W_dec":
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        dictionary.W_enc[0] = dictionary.W_enc[0].abs() + 0.5  # so that dimension 0 can switch all latents on or off
+        dictionary.W_enc[:, 0] = dictionary.W_enc[:, 0].abs() + 0.5  # so that dimension 0 can switch all latents on or off
     x = torch.randn(B, D, generator=generator, dtype=torch.float64)
     which = torch.arange(B) % 3
     silent, full = {

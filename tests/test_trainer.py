@@ -69,7 +69,8 @@ def copied(state: tuple[dict[str, Tensor], dict[str, Any]]) -> tuple[dict[str, T
 def assert_same_to_the_bit(one: Trainer, other: Trainer) -> None:
     (tensors, values), (other_tensors, other_values) = one.state(), other.state()
     assert tensors.keys() == other_tensors.keys()
-    assert len(tensors) == 5 * (1 + 3), "of each parameter: itself, and Adam's step and two averages"
+    moments = 2 if one.training.adam_beta1 else 1
+    assert len(tensors) == 5 * (1 + moments) + 1, "of each parameter: itself and Adam's moments; and the step each latent moved last"
     for name, tensor in tensors.items():
         assert torch.equal(tensor, other_tensors[name]), name
     assert values == other_values

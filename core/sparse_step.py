@@ -1,0 +1,261 @@
+"""A training step with one product of the encoder's size, on the CPU.
+
+After z = (x - b_dec) W_enc + b_enc only few entries of z matter: those above their threshold carry value and gradient, those within
+half a bandwidth of it carry the thresholds' gradient, and all others neither. They are found while z is still in the cache, a few
+rows at a time, and everything after is a sum over them:
+
+    g_b         = 2 (x_hat_b - x_b) / B                          the loss's gradient in x_hat, by row
+    dL/df_bl    = g_b . d_l                                      at entries alone
+    dL/dd_l     = sum_b f_bl g_b,  dL/dw_l = sum_b dL/df_bl (x_b - b_dec)      over active entries, by latent
+    dL/dtheta_l = -1/epsilon sum_b (theta_l dL/df_bl + c_b)      over entries near the threshold (JR, section 3)
+
+with c_b the penalty's slope in the row's L0. A latent's gradients go into its Adam step where they are summed, and are never stored.
+The dense implementation that this must equal is `core/objective.py`; where too many entries are active, at the start of some
+recipes, the same sums are taken densely.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from core import kernels
+from core.adam import Adam, clipping
+from core.jumprelu import TrainingDictionary
+from core.objective import PenaltySlope, penalty_slope
+from core.spec import DictionarySpec
+from core.training import Training
+
+Array = npt.NDArray[Any]
+
+DENSE_ABOVE = {"float32": 1 / 8, "bfloat16": 1 / 24}
+"""Share of entries from which a dense batch is quicker, by the encoder product's type: `make bench` measures where the two cross."""
+CHUNK_ENTRIES = 1 << 22
+"""Entries of z that are looked at together: 16 MB, which a cache holds."""
+
+_ONE_STEP_AT_A_TIME = threading.Lock()
+"""Numba's simplest threads serve one caller at a time."""
+
+
+class _Constants(NamedTuple):
+    """What the compiled Adam is told."""
+
+    step: int
+    clip: np.float32
+    rate: np.float32
+    beta1: np.float32
+    beta2: np.float32
+    epsilon: np.float32
+    correction: np.float32
+
+
+@dataclass
+class _Entries:
+    """The entries of a batch, row after row: row b has those from start_B[b] to start_B[b + 1]."""
+
+    start_B: Array
+    latent_E: Array
+    z_E: Array
+
+
+class _LatentSums:
+    """What a batch leaves of each latent, in sums over its rows (`kernels.by_latent`)."""
+
+    def __init__(self, width: int) -> None:
+        self.bias, self.edge, self.near = (np.zeros(width, np.float32) for _ in range(3))
+        self.near_l0 = np.zeros(width)
+
+    def all(self) -> tuple[Array, ...]:
+        return self.bias, self.edge, self.near, self.near_l0
+
+    def threshold_gradient(self, threshold_L: Tensor, slope: PenaltySlope, bandwidth: float) -> Tensor:
+        edge, near = torch.from_numpy(self.edge), torch.from_numpy(self.near)
+        penalty = slope.constant * near + slope.per_l0 * torch.from_numpy(self.near_l0).float()
+        return -(threshold_L * edge + penalty) / bandwidth
+
+
+class SparseStep:
+    """The training step of one dictionary on the CPU; its scratch memory is that of a few rows of z.
+
+    Args:
+        dictionary, adam: changed in place by every step.
+    """
+
+    def __init__(self, dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training) -> None:
+        self.dictionary, self.adam, self.spec, self.training = dictionary, adam, spec, training
+        self.half = np.float32(training.bandwidth / 2)
+        self.bfloat16 = training.encoder_product == "bfloat16"
+        # A second copy of the encoder for the product, and its rows' norms, both kept up to date by the kernels.
+        width, dimensions = dictionary.W_enc.shape
+        self.copy_LD = torch.empty(width, dimensions if self.bfloat16 else 0, dtype=torch.bfloat16)
+        self.norm_L = torch.empty(width)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take up weights that were changed from outside."""
+        kernels.copy_rows(self.dictionary.W_enc.detach().numpy(), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy())
+
+    @torch.no_grad()
+    def __call__(self, x_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
+        """One step on a batch of normalised rows; gives its squared error and its mean L0.
+
+        Args:
+            warmth: share of the sparsity penalty that is switched on.
+        """
+        with _ONE_STEP_AT_A_TIME:
+            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+            self.adam.begin_step()
+            centred_BD = x_BD - self.dictionary.b_dec
+            entries = self._entries(centred_BD)
+            if entries is None:
+                return self._dense(x_BD, centred_BD, learning_rate, warmth)
+            return self._sparse(x_BD, centred_BD, entries, learning_rate, warmth)
+
+    def _products(self, centred_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """x W_enc without the bias, a few rows at a time, in a buffer that the next product overwrites."""
+        batch, width = len(centred_BD), len(self.dictionary.W_enc)
+        rows = min(batch, max(1, CHUNK_ENTRIES // width))
+        W, x = (self.copy_LD, centred_BD.bfloat16()) if self.bfloat16 else (self.dictionary.W_enc.detach(), centred_BD)
+        buffer = torch.empty(rows, width, dtype=W.dtype)
+        for first in range(0, batch, rows):
+            piece = slice(first, min(first + rows, batch))
+            z_BL = buffer[: piece.stop - piece.start]
+            torch.mm(x[piece], W.T, out=z_BL)
+            yield piece, z_BL
+
+    def _entries(self, centred_BD: Tensor) -> _Entries | None:
+        """The entries of a batch, or None where they are too many to be treated one by one."""
+        batch, width = len(centred_BD), len(self.dictionary.W_enc)
+        threshold, bias = self.dictionary.threshold.detach(), self.dictionary.b_enc.detach()
+        cut = threshold - float(self.half) - bias
+        # Rounding must not lose an entry: what is found a little below the threshold's window is looked at again, exactly.
+        if self.bfloat16:
+            # Of the two factors: at most 2^-9 each, adding up like noise. Of the product: at most 2^-9 of itself.
+            cut, slack_L = cut - cut.abs() / 2**8, self.norm_L
+            slack_B = centred_BD.abs().amax(1) * (4 / 2**9)
+        else:
+            slack_L, slack_B = (threshold.abs() + bias.abs()) * 1e-6, torch.ones(batch)
+        arguments = [tensor.numpy() for tensor in (cut, slack_B, slack_L)]
+        count, write = (kernels.count_above_bfloat16, kernels.list_above_bfloat16) if self.bfloat16 else (kernels.count_above, kernels.list_above)
+        most = DENSE_ABOVE[self.training.encoder_product] * batch * width
+        start_B, found = np.zeros(batch + 1, np.int64), 0
+        pieces: list[tuple[Array, Array]] = []
+        for piece, product_BL in self._products(centred_BD):
+            z_BL = (product_BL.view(torch.uint16) if self.bfloat16 else product_BL).numpy()
+            cut_L, slack, scale = arguments[0], arguments[1][piece], arguments[2]
+            counts = np.empty(len(z_BL), np.int32)
+            count(z_BL, cut_L, slack, scale, counts)
+            np.cumsum(counts, out=start_B[piece.start + 1 : piece.stop + 1])
+            start = start_B[piece.start : piece.stop + 1].copy()
+            start[0] = 0
+            latents, z = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
+            start_B[piece.start + 1 : piece.stop + 1] += found
+            found += len(latents)
+            if found > most:
+                return None
+            write(z_BL, cut_L, slack, scale, start, latents, z)
+            pieces.append((latents, z))
+        entries = _Entries(start_B, np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces]))
+        if self.bfloat16:
+            W_enc = self.dictionary.W_enc.detach().numpy()
+            kernels.exact_products(centred_BD.numpy(), W_enc, entries.start_B, entries.latent_E, entries.z_E)
+        entries.z_E += bias.numpy()[entries.latent_E]
+        return entries
+
+    def _sparse(self, x_BD: Tensor, centred_BD: Tensor, entries: _Entries, learning_rate: float, warmth: float) -> tuple[float, float]:
+        W_dec, b_dec, threshold = (p.detach().numpy() for p in (self.dictionary.W_dec, self.dictionary.b_dec, self.dictionary.threshold))
+        rows = entries.start_B, entries.latent_E
+        x, centred = x_BD.numpy(), centred_BD.numpy()
+        g_BD, error_B, gradient_E = np.empty_like(x), np.empty(len(x), np.float32), np.empty_like(entries.z_E)
+        kernels.reconstruct(x, W_dec, b_dec, threshold, *rows, entries.z_E, g_BD, error_B)
+        kernels.gradient_at_entries(g_BD, W_dec, *rows, gradient_E)
+
+        l0_B, active_L = np.zeros(len(x), np.int32), np.zeros(len(W_dec), np.int64)
+        kernels.count_active(*rows, entries.z_E, threshold, l0_B, active_L)
+        start_L = np.concatenate([[0], active_L.cumsum()])
+        row_E, f_E, g_E = np.empty(start_L[-1], np.int32), np.empty(start_L[-1], np.float32), np.empty(start_L[-1], np.float32)
+        sums = _LatentSums(len(W_dec))
+        kernels.by_latent(
+            *rows, entries.z_E, gradient_E, threshold, self.half, l0_B, start_L[:-1].copy(), row_E, f_E, g_E, *sums.all()
+        )  # fmt: skip
+        by_latent = start_L, row_E, f_E, g_E, centred, g_BD
+
+        vectors = self._vector_gradients(sums, l0_B, g_BD, warmth)
+        square = 0.0
+        if self.training.gradient_clip is not None:
+            square_L = np.empty(len(W_dec), np.float32)
+            kernels.squared_norms(*by_latent, W_dec, square_L)
+            square = float(square_L.sum(dtype=np.float64))
+        constants = self._constants(vectors, square, learning_rate)
+        kernels.step_sparse(*by_latent, *self._rows(), constants)
+        self._finish(vectors, constants, learning_rate)
+        return float(error_B.mean()), float(l0_B.mean())
+
+    def _dense(self, x_BD: Tensor, centred_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
+        d = self.dictionary
+        W_dec = d.W_dec.detach()
+        W = W_dec.bfloat16() if self.bfloat16 else W_dec
+        threshold = d.threshold.detach().numpy()
+        gradient = {"W_dec": torch.zeros_like(W_dec), "W_enc": torch.zeros_like(W_dec)}
+        g_BD, error_B, l0_B = torch.empty_like(x_BD), torch.empty(len(x_BD)), np.empty(len(x_BD), np.int32)
+        sums = _LatentSums(len(W_dec))
+        for piece, product_BL in self._products(centred_BD):
+            z_BL = product_BL.float().add_(d.b_enc) if self.bfloat16 else product_BL.add_(d.b_enc)
+            f_BL = torch.empty_like(z_BL)
+            kernels.activate(z_BL.numpy(), threshold, f_BL.numpy(), l0_B[piece])
+            r_BD = torch.mm(f_BL.to(W.dtype), W).float().add_(d.b_dec).sub_(x_BD[piece])
+            error_B[piece] = r_BD.square().sum(1)
+            g_BD[piece] = r_BD.mul_(2 / len(x_BD))
+            dz_BL = torch.mm(r_BD.to(W.dtype), W.T).float()
+            kernels.gate_gradient(z_BL.numpy(), threshold, self.half, l0_B[piece], dz_BL.numpy(), *sums.all())
+            gradient["W_dec"] += torch.mm(f_BL.T.to(W.dtype), r_BD.to(W.dtype))
+            gradient["W_enc"] += torch.mm(dz_BL.T.to(W.dtype), centred_BD[piece].to(W.dtype))
+        kernels.project_rows(gradient["W_dec"].numpy(), W_dec.numpy())
+
+        vectors = self._vector_gradients(sums, l0_B, g_BD.numpy(), warmth)
+        square = float(sum(g.square().sum(1).double().sum() for g in gradient.values())) if self.training.gradient_clip is not None else 0.0
+        constants = self._constants(vectors, square, learning_rate)
+        kernels.step_dense(gradient["W_dec"].numpy(), gradient["W_enc"].numpy(), *self._rows(), constants)
+        self._finish(vectors, constants, learning_rate)
+        return float(error_B.mean()), float(l0_B.mean())
+
+    def _vector_gradients(self, sums: _LatentSums, l0_B: Array, g_BD: Array, warmth: float) -> dict[str, Tensor]:
+        """The gradients of everything but the two matrices."""
+        d = self.dictionary
+        bias_L = torch.from_numpy(sums.bias)
+        slope = penalty_slope(torch.from_numpy(l0_B).float(), self.spec, self.training).times(warmth)
+        threshold = d.threshold.detach()
+        theta_L = sums.threshold_gradient(threshold, slope, self.training.bandwidth)
+        return {
+            "b_enc": bias_L,
+            # The pre-encoder bias acts twice: added to the reconstruction, and taken off the encoder's input.
+            "b_dec": torch.from_numpy(g_BD).sum(0) - bias_L @ d.W_enc.detach(),
+            "threshold_parameter": theta_L * threshold if d.log_threshold else theta_L,
+        }
+
+    def _constants(self, vectors: dict[str, Tensor], square: float, learning_rate: float) -> _Constants:
+        if self.training.gradient_clip is not None:
+            square += sum(float(gradient.double().square().sum()) for gradient in vectors.values())
+        clip = clipping(square, self.training.gradient_clip)
+        a = self.adam
+        numbers = (clip, a.rate(learning_rate), a.beta1, a.beta2, a.epsilon, a.correction)
+        return _Constants(a.step, *(np.float32(number) for number in numbers))
+
+    def _rows(self) -> tuple[Array, ...]:
+        """The matrices and their moments, decoder first, and what is kept beside them."""
+        d, a = self.dictionary, self.adam
+        nothing = torch.empty(len(d.W_dec), 0)
+        first = a.first or {"W_dec": nothing, "W_enc": nothing}
+        tensors = (d.W_dec, d.W_enc, first["W_dec"], first["W_enc"], a.second["W_dec"], a.second["W_enc"], a.last_L)
+        return *(tensor.detach().numpy() for tensor in tensors), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy()
+
+    def _finish(self, vectors: dict[str, Tensor], constants: _Constants, learning_rate: float) -> None:
+        self.adam.update({name: gradient * float(constants.clip) for name, gradient in vectors.items()}, learning_rate)
+        self.dictionary.keep_threshold_positive()
