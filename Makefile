@@ -1,10 +1,11 @@
 # Everything runs in .venv, made from constraints.txt: the versions this was tested with.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 DEMO = deployments/suites/gemma-3-270m-demo.yaml
 
-.PHONY: demo test install-demo install-dev lock chaos clean
+.PHONY: demo test bench peers install-demo install-dev lock chaos clean
 
 demo: install-demo  ## from nothing to a verified release of 13 dictionaries on Gemma 3 270M, in runs/
 	$(BIN)/jumpsuite run $(DEMO)
@@ -20,6 +21,18 @@ test: install-dev  ## lint, types, import contracts, tests
 chaos: install-dev  ## the long version of what the tests kill and damage briefly
 	$(BIN)/pytest -m slow -s
 
+bench: install-dev peers  ## ours beside the peers, in one run: tests/bench/RESULTS.md
+	$(BIN)/python tests/bench/run.py --peers $(PEERS)/bin/python
+
+peers: $(PEERS)/installed  ## dictionary_learning, whose packages do not fit ours, in an environment of its own
+
+$(PEERS)/installed:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check dictionary-learning==0.1.0 $$(grep '^torch==' constraints.txt)
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision  # its build does not match
+	touch $@
+
 install-demo: $(VENV)/demo.installed
 install-dev: $(VENV)/dev.installed
 
@@ -34,4 +47,4 @@ lock: install-dev  ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v '^-e' > constraints.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PEERS) runs

@@ -129,6 +129,14 @@ class TrainingDictionary(nn.Module):
         """theta, L."""
         return self.threshold_parameter.exp() if self.log_threshold else self.threshold_parameter
 
+    @torch.no_grad()
+    def start_thresholds(self, x_BD: Tensor, l0: float) -> None:
+        """Put every latent's threshold where it fires on a share l0 / L of these rows, so that `l0` fire on a mean row, but above zero."""
+        z_BL = self.pre_activations(x_BD)
+        silent_rows = min(len(z_BL), max(1, round(len(z_BL) * (1 - l0 / z_BL.shape[1]))))
+        theta_L = z_BL.kthvalue(silent_rows, dim=0).values.clamp(min=1e-3)
+        self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)
+
     def pre_activations(self, x_BD: Tensor) -> Tensor:
         """z = (x - b_dec) W_enc + b_enc, B x L."""
         return torch.addmm(self.b_enc, x_BD - self.b_dec, self.W_enc.T)

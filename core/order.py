@@ -66,6 +66,14 @@ class TrainingOrder:
         rows = np.concatenate([self._rows_of_chunk[chunk] for chunk in chunks])
         return [int(chunk) for chunk in chunks], rows[_permutation(len(rows), self._seed, 2, epoch, group)]
 
+    def group_after(self, epoch: int, group: int) -> tuple[int, int]:
+        """The group that training reads next, as (epoch, group)."""
+        return (epoch, group + 1) if group + 1 < len(self._group_ends(epoch)) else (epoch + 1, 0)
+
+    def group_start(self, epoch: int, group: int) -> int:
+        """The row of training, counted from its beginning, at which a group begins."""
+        return epoch * self.epoch_rows + (int(self._group_ends(epoch)[group - 1]) if group else 0)
+
     def _compute_chunk_order(self, epoch: int) -> Rows:
         return _permutation(len(self._rows_of_chunk), self._seed, 1, epoch)
 

@@ -24,18 +24,24 @@ CHECK_STEPS = 50
 """Steps between two looks at a dictionary's health, and between two points of its history."""
 
 
+def steps_of(warmup: float, num_steps: int) -> float:
+    """A warm-up in steps, which below one is a share of all."""
+    return warmup * num_steps if warmup < 1 else warmup
+
+
 def learning_rate_factor(step: int, num_steps: int, training: Training) -> float:
     """Share of the learning rate in force at a step: cosine from 0.1 to 1 (GS, section 3.2), then, if asked, a linear fall to zero."""
-    factor = 1.0
-    if step < training.learning_rate_warmup_steps:
-        factor = 0.1 + 0.9 * (1 - math.cos(math.pi * step / training.learning_rate_warmup_steps)) / 2
+    factor, warmup_steps = 1.0, steps_of(training.learning_rate_warmup, num_steps)
+    if step < warmup_steps:
+        factor = 0.1 + 0.9 * (1 - math.cos(math.pi * step / warmup_steps)) / 2
     decay_steps = training.learning_rate_decay * num_steps
     return factor * min(1.0, (num_steps - step) / decay_steps) if decay_steps else factor
 
 
-def sparsity_warmth(step: int, training: Training) -> float:
+def sparsity_warmth(step: int, num_steps: int, training: Training) -> float:
     """Share of the sparsity penalty in force at a step: linear from zero (GS, section 3.2)."""
-    return min(1.0, step / training.sparsity_warmup_steps) if training.sparsity_warmup_steps else 1.0
+    warmup_steps = steps_of(training.sparsity_warmup, num_steps)
+    return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
 class Trainer:
@@ -80,7 +86,10 @@ class Trainer:
             SickDictionary: the loss is not finite, no latent fires, or L0 is stuck far above where it should be.
         """
         learning_rate = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
-        error, l0 = self._step(self.normaliser(x_BD), learning_rate, sparsity_warmth(self.step, self.training))
+        x_BD = self.normaliser(x_BD)
+        if self.step == 0 and self.training.threshold_start and self.spec.target_l0:
+            self.dictionary.start_thresholds(x_BD, self.training.threshold_start * self.spec.target_l0)
+        error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
         if self.step % CHECK_STEPS == 0 or self.done:
             self._check(error, l0)
 
@@ -100,7 +109,7 @@ class Trainer:
         if self.spec.target_l0 is None:
             return None
         expected = 4 * self.spec.target_l0
-        halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.training) == 1
+        halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.num_steps, self.training) == 1
         if not halfway or l0 <= expected:
             return None
         before = [point["l0"] for point in self.history if point["step"] <= self.step * 0.8]

@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from core.section import Section, impossible
 
-RecipeName = Literal["gemma-scope", "gemma-scope-2"]
+RecipeName = Literal["gemma-scope", "gemma-scope-2", "short-run"]
 
 # arXiv:2408.05147, section 3.2 ("GS"): what Gemma Scope trained with.
 GEMMA_SCOPE: dict[str, Any] = {
     "learning_rate": 7e-5,
-    "learning_rate_warmup_steps": 1_000,
+    "learning_rate_warmup": 1_000,
     "learning_rate_decay": 0.0,
     "adam_beta1": 0.0,
     "adam_beta2": 0.999,
@@ -24,7 +24,7 @@ GEMMA_SCOPE: dict[str, Any] = {
     "bandwidth": 0.001,
     "threshold_init": 0.001,
     "threshold_parameter": "log",
-    "sparsity_warmup_steps": 10_000,
+    "sparsity_warmup": 10_000,
     "inputs": "scaled",
 }
 
@@ -32,14 +32,37 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gemma-scope": GEMMA_SCOPE,
     # Gemma Scope 2 technical paper, section 3: the longer warm-up of its quadratic penalty (Eq. 5), which dictionaries with a target L0
     # have. Its frequency penalty and Matryoshka prefixes are not published and not here.
-    "gemma-scope-2": GEMMA_SCOPE | {"sparsity_warmup_steps": 50_000},
+    "gemma-scope-2": GEMMA_SCOPE | {"sparsity_warmup": 50_000},
+    # Ours, for a thousand steps or a few: what the papers' numbers cannot do in so few. tests/bench/RESULTS.md has the measurements.
+    "short-run": {
+        "inputs": "centred",  # in Gemma 3 the mean carries most of the square; centred, bandwidth and thresholds mean the same everywhere
+        "batch_rows": 1_024,
+        "learning_rate": 4e-3,
+        "learning_rate_warmup": 0.05,
+        "learning_rate_decay": 0.5,
+        "gradient_clip": 0.3,  # at this learning rate one batch can undo a dictionary
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,  # 0.999 remembers the large gradients of the start for the whole of a short run, and steps too little
+        "adam_epsilon": 1e-8,
+        "bandwidth": 0.03,  # a wide kernel's estimate has the less noise that few steps can average
+        "threshold_start": 4.0,  # sparse from the first step, with more latents alive at the end
+        "threshold_init": 0.03,
+        "threshold_parameter": "linear",  # Adam cannot move a logarithm far in few steps
+        "sparsity_warmup": 0.8,
+        "target_l0_objective": "batch-mean",
+        "target_l0_coefficient": 0.01,
+    },
 }
+
+SHORT_RUN_TOKENS = 20_000_000
+"""Up to this many tokens a suite that names no recipe gets `short-run`."""
 
 
 class Training(Section):
     """One recipe with its numbers; dictionaries of a site share it, and with it the rows they see."""
 
-    recipe: RecipeName = Field("gemma-scope", examples=["gemma-scope"])
+    recipe: RecipeName = Field(examples=["gemma-scope"])
+    """Where the numbers come from that are not given: `short-run` up to 20M tokens and `gemma-scope` above, unless named."""
     tokens: int = Field(gt=0, examples=[4_000_000_000])
     """Rows each dictionary is trained on; more than the harvest holds means several epochs."""
     batch_rows: int = Field(gt=0, examples=[4_096])
@@ -55,8 +78,8 @@ class Training(Section):
     """Rows whose norm is more than this multiple of the site's median are left out of training."""
 
     learning_rate: float = Field(gt=0, examples=[7e-5])
-    learning_rate_warmup_steps: int = Field(ge=0, examples=[1_000])
-    """Steps of the cosine from a tenth of the learning rate to all of it."""
+    learning_rate_warmup: float = Field(ge=0, examples=[1_000])
+    """Steps of the cosine from a tenth of the learning rate to all of it; below one, a share of all steps."""
     learning_rate_decay: float = Field(ge=0, le=1, examples=[0.2])
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     adam_beta1: float = Field(ge=0, lt=1, examples=[0.0])
@@ -73,12 +96,15 @@ class Training(Section):
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
     threshold_init: float = Field(gt=0, examples=[0.001])
+    threshold_start: float | None = Field(None, gt=0, examples=[4.0])
+    """For dictionaries with a target L0, in place of threshold_init: each latent's threshold begins where, on the first batch, it fires as
+    often as a share of this many times the target asks of it."""
     threshold_parameter: Literal["log", "linear"] = Field(examples=["log"])
     """What Adam moves: log(threshold), as in the paper's pseudo-code, or the threshold itself. Adam moves either by about
     one learning rate a step, so a short run cannot learn a logarithm: from 0.001 to 0.03 takes 49,000 steps of 7e-5."""
 
-    sparsity_warmup_steps: int = Field(ge=0, examples=[10_000])
-    """Steps over which the sparsity penalty rises linearly from zero."""
+    sparsity_warmup: float = Field(ge=0, examples=[10_000])
+    """Steps over which the sparsity penalty rises linearly from zero; below one, a share of all steps."""
     target_l0_objective: Literal["per-token", "batch-mean"] = Field("per-token", examples=["per-token"])
     """Whether every token is pulled to the target, or only the mean over the batch: different objectives."""
     target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
@@ -92,9 +118,11 @@ class Training(Section):
     def _recipe_fills_in(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        name = given.get("recipe", "gemma-scope")
+        tokens = given.get("tokens")
+        short = isinstance(tokens, int) and tokens <= SHORT_RUN_TOKENS
+        name = given.get("recipe", "short-run" if short else "gemma-scope")
         recipe = RECIPES.get(name, GEMMA_SCOPE) if isinstance(name, str) else GEMMA_SCOPE
-        return recipe | given
+        return {"recipe": name} | recipe | given
 
     @model_validator(mode="after")
     def _at_least_one_batch(self) -> "Training":

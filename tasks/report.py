@@ -82,11 +82,11 @@ def table(scored: Scored) -> str:
 
 
 def missed_targets(scored: Scored) -> list[str]:
-    """A line for each dictionary whose held-out L0 is more than a fifth from its target."""
+    """A line for each dictionary whose held-out L0 is more than a twentieth off its target."""
     return [
         f"{spec}: L0 {card['l0']:.1f} missed the target of {spec.target_l0:g}; train longer or raise training.target_l0_coefficient"
         for spec, card in scored
-        if spec.target_l0 is not None and abs(card["l0"] / spec.target_l0 - 1) > 0.2
+        if spec.target_l0 is not None and abs(card["l0"] / spec.target_l0 - 1) > 0.05
     ]
 
 

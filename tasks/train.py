@@ -1,7 +1,9 @@
 """Train: every dictionary of a site that is not finished, in one run, on one read of its rows."""
 
 import logging
-from functools import lru_cache
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -59,13 +61,19 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
 
     order = TrainingOrder(kept, chunk_rows=part.chunk_rows, shuffle_rows=training.shuffle_rows, seed=training.order_seed)
     start, end = min(t.step for t in trainers.values()), max(t.num_steps for t in trainers.values())
-    with Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows) as progress:
-        for steps in train_together(list(trainers.values()), _reader(part, site, order, training.batch_rows, device), on_sick):
+    with (
+        closing(_Reader(part, site, order, training.batch_rows, end, device)) as reader,
+        Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows) as progress,
+    ):
+        began = time.perf_counter()
+        for steps in train_together(list(trainers.values()), reader.batch, on_sick):
             progress.advance(training.batch_rows, _note(list(trainers.values())))
             for folder in folders:
                 trainer = trainers[folder.spec]
                 if trainer.step == steps and not trainer.sick:
                     _keep(folder, trainer, training.checkpoint_steps, facts)
+        seconds = time.perf_counter() - began
+        log.info("%s: trained for %.1f s, of which %.1f s were spent waiting for rows", site, seconds, reader.waited)
     if sick:
         raise JumpsuiteError("; ".join(sick))
 
@@ -105,12 +113,34 @@ def describe_filter(inputs: dict[str, Any]) -> str:
     )
 
 
-def _reader(part: Part, site: Site, order: TrainingOrder, batch_rows: int, device: torch.device) -> Any:
-    @lru_cache(maxsize=2)
-    def group(epoch: int, index: int) -> Tensor:
-        return part.read(site, *order.group(epoch, index))
+class _Reader:
+    """Batches of a site, each group of rows read once for all its dictionaries, and the next one while the present one is trained on."""
 
-    return lambda t: order.batch(t, batch_rows, group).to(device)
+    def __init__(self, part: Part, site: Site, order: TrainingOrder, batch_rows: int, num_steps: int, device: torch.device) -> None:
+        self.part, self.site, self.order, self.batch_rows, self.device = part, site, order, batch_rows, device
+        self.num_rows = num_steps * batch_rows
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self.groups: dict[tuple[int, int], Future[Tensor]] = {}
+        self.waited = 0.0
+        """Seconds that training stood still for rows."""
+
+    def batch(self, t: int) -> Tensor:
+        return self.order.batch(t, self.batch_rows, self._group).to(self.device)
+
+    def _group(self, epoch: int, group: int) -> Tensor:
+        present, following = (epoch, group), self.order.group_after(epoch, group)
+        wanted = [present] + [following] * (self.order.group_start(*following) < self.num_rows)
+        self.groups = {key: self.groups.get(key) or self.thread.submit(self._read, *key) for key in wanted}
+        start = time.perf_counter()
+        rows = self.groups[present].result()
+        self.waited += time.perf_counter() - start
+        return rows
+
+    def _read(self, epoch: int, group: int) -> Tensor:
+        return self.part.read(self.site, *self.order.group(epoch, group))
+
+    def close(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
 
 
 def _note(trainers: list[Trainer]) -> str:

@@ -149,7 +149,7 @@ def test_the_loss_gradient_in_the_thresholds_estimates_finite_differences_of_the
         dictionary.W_enc.add_(0.3 * torch.randn(L, D, generator=generator, dtype=torch.float64))
         dictionary.b_dec.add_(0.1 * torch.randn(D, generator=generator, dtype=torch.float64))
         dictionary.threshold_parameter.copy_(torch.linspace(0.2, 1.2, L))
-    training = Training(tokens=10, batch_rows=10, bandwidth=bandwidth, threshold_parameter="linear")
+    training = Training(recipe="gemma-scope", tokens=10, batch_rows=10, bandwidth=bandwidth, threshold_parameter="linear")
     spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", L, None, price, 0, 10)
     W_enc, b_enc, W_dec, b_dec, theta = (
         getattr(dictionary, name).detach().numpy() for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold_parameter")

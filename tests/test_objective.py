@@ -68,8 +68,8 @@ def test_the_slope_of_the_target_penalty_at_twice_the_target_is_four_lambda():
 
 def test_the_penalty_is_the_one_that_dictionary_and_training_name():
     l0 = torch.tensor(L0)
-    per_token = Training(tokens=10, batch_rows=10, target_l0_coefficient=0.1)
-    batch_mean = Training(tokens=10, batch_rows=10, target_l0_coefficient=0.1, target_l0_objective="batch-mean")
+    per_token = Training(recipe="gemma-scope", tokens=10, batch_rows=10, target_l0_coefficient=0.1)
+    batch_mean = Training(recipe="gemma-scope", tokens=10, batch_rows=10, target_l0_coefficient=0.1, target_l0_objective="batch-mean")
     assert sparsity_penalty(l0, spec_of(l0_coefficient=0.25), per_token) == linear_penalty(l0, 0.25)
     assert sparsity_penalty(l0, spec_of(target_l0=4.0), per_token) == target_penalty_per_token(l0, 4.0, 0.1)
     assert sparsity_penalty(l0, spec_of(target_l0=4.0), batch_mean) == target_penalty_batch_mean(l0, 4.0, 0.1)
@@ -134,7 +134,9 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
     x[full, 0] = 100
 
     price, target, objective = 0.2, (None if penalty == "linear" else 2.5), ("per-token" if penalty == "linear" else penalty)
-    training = Training(tokens=10, batch_rows=10, bandwidth=bandwidth, target_l0_coefficient=price, target_l0_objective=objective)
+    training = Training(
+        recipe="gemma-scope", tokens=10, batch_rows=10, bandwidth=bandwidth, target_l0_coefficient=price, target_l0_objective=objective
+    )
     spec = spec_of(target_l0=target, l0_coefficient=price if target is None else None, width=L)
     total, error, active = loss(dictionary, x, spec, training, warmth)
     total.backward()
@@ -161,7 +163,7 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
 def test_the_penalty_moves_thresholds_alone():
     dictionary = TrainingDictionary(4, 8, seed=0, threshold_init=0.3, log_threshold=False)
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
-    training = Training(tokens=10, batch_rows=10, bandwidth=0.5)
+    training = Training(recipe="gemma-scope", tokens=10, batch_rows=10, bandwidth=0.5)
     gradients = []
     for warmth in (0.0, 1.0):
         dictionary.zero_grad()

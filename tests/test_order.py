@@ -111,6 +111,20 @@ def test_a_group_reads_the_chunks_it_names_and_no_chunk_is_read_twice_in_an_epoc
     assert sorted(seen) == list(range(num_chunks))
 
 
+@settings(deadline=None, max_examples=100)
+@given(harvest=harvests())
+def test_groups_follow_each_other_from_epoch_to_epoch_each_where_the_last_one_ended(harvest):
+    kept, options = harvest
+    order = TrainingOrder(kept, **options)
+    at, row = (0, 0), 0
+    while at[0] < 2:
+        assert order.group_start(*at) == row
+        row += len(order.group(*at)[1])
+        at = order.group_after(*at)
+    assert at == (2, 0)
+    assert row == 2 * order.epoch_rows
+
+
 def test_epochs_and_seeds_order_rows_differently():
     kept = np.ones(400, dtype=bool)
     orders = [TrainingOrder(kept, chunk_rows=20, shuffle_rows=60, seed=seed) for seed in (0, 1)]

@@ -27,7 +27,7 @@ EPSILON = 1e6
 
 
 def training_of(**fields: object) -> Training:
-    return Training(**({"tokens": 10_000, "batch_rows": 10, "threshold_parameter": "linear"} | fields))
+    return Training(**({"recipe": "gemma-scope", "tokens": 10_000, "batch_rows": 10, "threshold_parameter": "linear"} | fields))
 
 
 def spec_of(width: int, target_l0: float | None = None) -> DictionarySpec:

@@ -21,7 +21,7 @@ model: {source: some/model}
 text: {source: installed-docs, context: 16, tokens: 4_096, held_out_tokens: 512}
 sites: {layers: [1, 2], kinds: [resid_post, mlp_out]}
 dictionaries: [{widths: 64, target_l0s: 8}]
-training: {tokens: 2_048, batch_rows: 256}
+training: {recipe: gemma-scope, tokens: 2_048, batch_rows: 256}
 """
 SHAPE = Shape(layers=4, d_model=32, d_attn=16, parameters=1_000)
 PRESETS = sorted((Path(__file__).parents[1] / "deployments" / "suites").glob("*.yaml"))
@@ -101,8 +101,10 @@ FIELDS = {  # a field, as --set gives it: the sentence
     "training.tokens=1e30": "training.tokens is 1e+30; expected a whole number of fewer digits; write for example 4_000_000_000",
     "training.tokens=.inf": "training.tokens is inf; expected a finite number; write for example 4_000_000_000",
     f"training.tokens={'9' * 5_000}": f"training.tokens is '{'9' * 56}...; expected a whole number of fewer digits; write for example 4_000_000_000",
-    "training.recipe=gemma-scope-3": "training.recipe is 'gemma-scope-3'; expected 'gemma-scope' or 'gemma-scope-2'; write for example 'gemma-scope'",
-    "training.recipe=[1]": "training.recipe is [1]; expected 'gemma-scope' or 'gemma-scope-2'; write for example 'gemma-scope'",
+    "training.recipe=gemma-scope-3": (
+        "training.recipe is 'gemma-scope-3'; expected 'gemma-scope', 'gemma-scope-2' or 'short-run'; write for example 'gemma-scope'"
+    ),
+    "training.recipe=[1]": "training.recipe is [1]; expected 'gemma-scope', 'gemma-scope-2' or 'short-run'; write for example 'gemma-scope'",
     "training.learning_rate=.nan": "training.learning_rate is nan; expected a finite number; write for example 7e-05",
     "training.learning_rate=-.inf": "training.learning_rate is -inf; expected a finite number; write for example 7e-05",
     "training.learning_rate=yes": "training.learning_rate is 'yes'; expected a number; write for example 7e-05",
@@ -350,6 +352,13 @@ def test_a_recipe_fills_in_what_the_file_does_not_say(recipe: str) -> None:
     assert training.model_dump(include=set(RECIPES[recipe])) == RECIPES[recipe] | said
 
 
+@pytest.mark.parametrize(("tokens", "recipe"), [(1_000_000, "short-run"), (20_000_000, "short-run"), (20_000_001, "gemma-scope")])
+def test_a_short_run_that_names_no_recipe_gets_the_one_for_short_runs(tokens: int, recipe: str) -> None:
+    training = parse_suite(GOOD.replace("recipe: gemma-scope, ", ""), [f"training.tokens={tokens}"]).training
+    assert training.recipe == recipe
+    assert training.adam_beta2 == RECIPES[recipe]["adam_beta2"]
+
+
 def keys(*set_fields: str) -> tuple[str, str]:
     """Of the harvest and of its first dictionary."""
     suite = parse_suite(GOOD, list(set_fields))
@@ -360,7 +369,7 @@ def keys(*set_fields: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     "same",
     ["training.checkpoint_steps=7", "device=cuda", "name=other", "evaluation.loss_sequences=2", "release.title=T",
-     "sites.layers=1-3", "sites.kinds=[resid_post, attn_z]", "training.recipe=gemma-scope", "training.learning_rate=0.00007"],
+     "sites.layers=1-3", "sites.kinds=[resid_post, attn_z]", "training.learning_rate=0.00007"],
 )  # fmt: skip
 def test_what_changes_no_result_changes_no_key(same: str) -> None:
     assert keys(same) == keys()

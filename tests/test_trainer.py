@@ -34,11 +34,12 @@ def one_thread():
 
 def training_of(**fields: Any) -> Training:
     short = {
+        "recipe": "gemma-scope",
         "tokens": 100 * BATCH,
         "batch_rows": BATCH,
         "learning_rate": 1e-2,
-        "learning_rate_warmup_steps": 10,
-        "sparsity_warmup_steps": 20,
+        "learning_rate_warmup": 10,
+        "sparsity_warmup": 20,
         "bandwidth": 0.2,
         "threshold_init": 0.1,
         "threshold_parameter": "linear",
@@ -84,30 +85,48 @@ def never_sick(trainer: Trainer, sickness: SickDictionary) -> None:
 
 
 def test_the_learning_rate_rises_along_a_cosine_from_a_tenth_to_all():
-    training = training_of(learning_rate_warmup_steps=1_000)
+    training = training_of(learning_rate_warmup=1_000)
     factors = [learning_rate_factor(step, 10_000, training) for step in (0, 250, 500, 750, 1_000, 9_999)]
     quarter = (1 - math.sqrt(0.5)) / 2
     assert factors == pytest.approx([0.1, 0.1 + 0.9 * quarter, 0.55, 1 - 0.9 * quarter, 1, 1])
 
 
 def test_the_learning_rate_falls_linearly_to_zero_over_its_last_share():
-    training = training_of(learning_rate_warmup_steps=0, learning_rate_decay=0.2)
+    training = training_of(learning_rate_warmup=0, learning_rate_decay=0.2)
     factors = [learning_rate_factor(step, 1_000, training) for step in (0, 799, 800, 850, 900, 999, 1_000)]
     assert factors == pytest.approx([1, 1, 1, 0.75, 0.5, 0.005, 0])
 
 
 def test_warm_up_and_decay_that_overlap_multiply():
-    training = training_of(learning_rate_warmup_steps=100, learning_rate_decay=1.0)
+    training = training_of(learning_rate_warmup=100, learning_rate_decay=1.0)
     assert learning_rate_factor(50, 200, training) == pytest.approx(0.55 * 0.75)
 
 
 def test_the_sparsity_penalty_is_switched_on_linearly():
-    training = training_of(sparsity_warmup_steps=10_000)
-    assert [sparsity_warmth(step, training) for step in (0, 2_500, 10_000, 20_000)] == [0, 0.25, 1, 1]
-    assert sparsity_warmth(0, training_of(sparsity_warmup_steps=0)) == 1
+    training = training_of(sparsity_warmup=10_000)
+    assert [sparsity_warmth(step, 30_000, training) for step in (0, 2_500, 10_000, 20_000)] == [0, 0.25, 1, 1]
+    assert sparsity_warmth(0, 100, training_of(sparsity_warmup=0)) == 1
+
+
+def test_a_warm_up_below_one_is_a_share_of_all_steps():
+    shares, steps = training_of(learning_rate_warmup=0.05, sparsity_warmup=0.8), training_of(learning_rate_warmup=50, sparsity_warmup=800)
+    for step in (0, 1, 20, 49, 50, 500, 800, 999):
+        assert learning_rate_factor(step, 1_000, shares) == pytest.approx(learning_rate_factor(step, 1_000, steps))
+        assert sparsity_warmth(step, 1_000, shares) == pytest.approx(sparsity_warmth(step, 1_000, steps))
 
 
 # Steps
+
+
+@pytest.mark.parametrize("threshold_parameter", ["linear", "log"])
+def test_thresholds_may_begin_where_a_multiple_of_the_target_fires_each_latent_as_often_as_the_others(threshold_parameter):
+    rows = torch.randn(4_000, D, generator=torch.Generator().manual_seed(0))
+    training = training_of(threshold_start=2.0, threshold_parameter=threshold_parameter, learning_rate=1e-9)
+    trainer = Trainer(spec_of(), training, PLAIN, CPU)
+    trainer.train_on(rows)
+    active = trainer.dictionary.pre_activations(rows / math.sqrt(D)) > trainer.dictionary.threshold
+    assert float(active.sum(1).float().mean()) == pytest.approx(8, rel=0.01), "twice the target of 4"
+    assert active.float().mean(0).tolist() == pytest.approx([8 / 24] * 24, rel=0.01)
 
 
 @pytest.mark.parametrize("threshold_parameter", ["linear", "log"])
@@ -164,7 +183,14 @@ def test_decoder_rows_stay_of_unit_norm_throughout():
 
 
 @pytest.mark.parametrize("half", [0, 1, 37, 50, 99])
-@pytest.mark.parametrize("fields", [{}, {"threshold_parameter": "log", "adam_beta1": 0.9, "learning_rate_decay": 0.3, "inputs": "centred"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"recipe": "short-run", "threshold_start": 3.0},
+        {"threshold_parameter": "log", "adam_beta1": 0.9, "learning_rate_decay": 0.3, "inputs": "centred"},
+    ],
+)
 def test_a_training_that_was_stopped_and_loaded_ends_in_the_same_bits(half, fields):
     training = training_of(**fields)
     straight = run(Trainer(spec_of(), training, PLAIN, CPU))
@@ -276,7 +302,7 @@ def test_an_l0_that_is_still_falling_at_half_time_is_left_to_fall(steps):
     """Slow at first, and far from its target half-way; from each look to the next it falls by more than a twentieth."""
     trainer = Trainer(
         spec_of(steps, width=64, target_l0=3.0),
-        training_of(threshold_init=1e-3, learning_rate=0.3 / steps, sparsity_warmup_steps=0, target_l0_coefficient=1.0, bandwidth=0.3),
+        training_of(threshold_init=1e-3, learning_rate=0.3 / steps, sparsity_warmup=0, target_l0_coefficient=1.0, bandwidth=0.3),
         PLAIN,
         CPU,
     )
@@ -306,16 +332,17 @@ def test_a_short_training_on_a_known_sparse_code_reaches_its_target_l0_and_expla
     rows, target = sparse_rows(128, 64, 5), 5.0
     normaliser = Moments.of(rows(1, 4_096)).normaliser("centred")
     training = Training(
+        recipe="gemma-scope",
         tokens=1_000 * 128,
         batch_rows=128,
         inputs="centred",
         learning_rate=3e-3,
-        learning_rate_warmup_steps=50,
+        learning_rate_warmup=50,
         learning_rate_decay=0.3,
         bandwidth=0.05,
         threshold_init=0.01,
         threshold_parameter="linear",
-        sparsity_warmup_steps=200,
+        sparsity_warmup=200,
         target_l0_objective=objective,
         target_l0_coefficient=0.05,
     )

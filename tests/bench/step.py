@@ -1,0 +1,134 @@
+"""One optimiser step of one library's JumpReLU SAE, and the encoder product of the same size, timed in one process.
+
+Prints a JSON line. `python tests/bench/run.py` starts this for each library; the ratio of the two times is what to compare, for it holds
+on any machine.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rows import heavy_tailed_rows
+from torch import Tensor
+
+Step = Callable[[Tensor, int], Any]
+WARM_UP, TIMED = 3, 9
+
+
+def jumpsuite(args: argparse.Namespace, rows: Tensor) -> Step:
+    from core.site import Site
+    from core.spec import DictionarySpec
+    from core.statistics import Normaliser
+    from core.trainer import Trainer
+    from core.training import Training
+
+    tokens = 1_000_000 * args.batch
+    training = Training(
+        recipe="gemma-scope",
+        tokens=tokens,
+        batch_rows=args.batch,
+        encoder_product=args.product,
+        gradient_clip=1.0,  # SAELens and dictionary_learning clip always
+        bandwidth=0.01,
+        threshold_parameter="linear",
+        target_l0_objective="batch-mean",
+    )
+    spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, tokens)
+    trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device(args.device))
+    dictionary = trainer.dictionary
+    with torch.no_grad():  # where training has brought it when it has found its sparsity
+        z_BL = dictionary.pre_activations(rows[:1_024])
+        dictionary.threshold_parameter.copy_(z_BL.kthvalue(int(1_024 * (1 - args.l0 / args.width)), dim=0).values.clamp(min=1e-3))
+        print_l0(float((z_BL > dictionary.threshold).sum(1).float().mean()))
+    return lambda x, _: trainer.train_on(x)
+
+
+def print_l0(l0: float) -> None:
+    import sys
+
+    print(f"L0 {l0:.0f} at the start", file=sys.stderr)
+
+
+def saelens(args: argparse.Namespace, rows: Tensor) -> Step:
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.saes.sae import TrainStepInput
+
+    config = JumpReLUTrainingSAEConfig(d_in=args.d_in, d_sae=args.width, dtype="float32", device=args.device, l0_coefficient=1e-3)
+    sae = JumpReLUTrainingSAE(config)
+    optimiser = torch.optim.Adam(sae.parameters(), lr=7e-5, betas=(0.0, 0.999))
+    dead = torch.zeros(args.width, dtype=torch.bool, device=args.device)
+
+    def step(x: Tensor, index: int) -> None:
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.product == "bfloat16"):
+            given = TrainStepInput(sae_in=x, coefficients={"l0": 1e-3}, dead_neuron_mask=dead, n_training_steps=index, is_logging_step=False)
+            out = sae.training_forward_pass(given)
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def dictionary_learning(args: argparse.Namespace, rows: Tensor) -> Step:
+    from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+
+    trainer = JumpReluTrainer(steps=10_000, activation_dim=args.d_in, dict_size=args.width, layer=0, lm_name="-", seed=0, device=args.device)
+    return lambda x, index: trainer.update(index, x)
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    libraries = {"jumpsuite": jumpsuite, "saelens": saelens, "dictionary_learning": dictionary_learning}
+    parser.add_argument("--library", choices=libraries, required=True)
+    parser.add_argument("--d-in", type=int, required=True)
+    parser.add_argument("--width", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--product", choices=["float32", "bfloat16"], default="float32", help="bfloat16 means autocast for SAELens")
+    parser.add_argument("--l0", type=float, default=50)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    rows = heavy_tailed_rows(args.batch * 4, args.d_in)
+    rows = (rows / rows.square().sum(1).mean().sqrt()).to(args.device)
+    step = libraries[args.library](args, rows)
+    batches = rows.split(args.batch)
+    seconds = [seconds_of(lambda i=i: step(batches[i % 4], i)) for i in range(WARM_UP + TIMED)][WARM_UP:]
+    memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
+    W = torch.randn(args.d_in, args.width, device=args.device)
+    product = min(seconds_of(lambda: batches[0] @ W) for _ in range(9))
+    median = statistics.median(seconds)
+    print(
+        json.dumps(
+            {
+                "library": args.library,
+                "product": args.product,
+                "d_in": args.d_in,
+                "width": args.width,
+                "batch": args.batch,
+                "step_s": round(median, 4),
+                "encoder_product_s": round(product, 4),
+                "ratio": round(median / product, 2),
+                "tokens_per_s": round(args.batch / median),
+                "peak_gb": round(memory / 1e9, 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
