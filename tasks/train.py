@@ -73,7 +73,8 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
                 if trainer.step == steps and not trainer.sick:
                     _keep(folder, trainer, training.checkpoint_steps, facts)
         seconds = time.perf_counter() - began
-        log.info("%s: trained for %.1f s, of which %.1f s were spent waiting for rows", site, seconds, reader.waited)
+        if reader.waited > 0.05 * seconds:
+            log.info("%s: of %.1f s of training, %.1f s were spent waiting for rows; a quicker disk would help", site, seconds, reader.waited)
     if sick:
         raise JumpsuiteError("; ".join(sick))
 
@@ -104,7 +105,7 @@ def _input_facts(part: Part, site: Site, moments: Moments, limit: float) -> dict
 
 def describe_filter(inputs: dict[str, Any]) -> str:
     """What the maximum norm left out of a site, in a sentence."""
-    if inputs["norm_limit"] is None:
+    if not inputs["rows_left_out"]:
         return f"{inputs['rows']:,} rows, none left out"
     share = inputs["rows_left_out"] / inputs["rows"]
     return (
