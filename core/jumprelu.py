@@ -131,11 +131,14 @@ class TrainingDictionary(nn.Module):
 
     @torch.no_grad()
     def start_thresholds(self, x_BD: Tensor, l0: float) -> None:
-        """Put every latent's threshold where it fires on a share l0 / L of these rows, so that `l0` fire on a mean row, but above zero."""
-        z_BL = self.pre_activations(x_BD)
-        silent_rows = min(len(z_BL), max(1, round(len(z_BL) * (1 - l0 / z_BL.shape[1]))))
-        theta_L = z_BL.kthvalue(silent_rows, dim=0).values.clamp(min=1e-3)
-        self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)
+        """Put every latent's threshold where it fires on a share l0 / L of these rows, at least on one of them, but above zero."""
+        width = len(self.W_enc)
+        firing = max(1, round(len(x_BD) * min(1.0, l0 / width)))
+        for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
+            piece = slice(first, first + 4_096)
+            z_BL = torch.addmm(self.b_enc[piece], x_BD - self.b_dec, self.W_enc[piece].T)
+            theta_L = z_BL.kthvalue(max(1, len(x_BD) - firing), dim=0).values.clamp(min=1e-3)
+            self.threshold_parameter[piece] = theta_L.log() if self.log_threshold else theta_L
 
     def pre_activations(self, x_BD: Tensor) -> Tensor:
         """z = (x - b_dec) W_enc + b_enc, B x L."""

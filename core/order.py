@@ -67,8 +67,11 @@ class TrainingOrder:
         return [int(chunk) for chunk in chunks], rows[_permutation(len(rows), self._seed, 2, epoch, group)]
 
     def group_after(self, epoch: int, group: int) -> tuple[int, int]:
-        """The group that training reads next, as (epoch, group)."""
-        return (epoch, group + 1) if group + 1 < len(self._group_ends(epoch)) else (epoch + 1, 0)
+        """The group that training reads next, as (epoch, group); one without a row is never read."""
+        while True:
+            epoch, group = (epoch, group + 1) if group + 1 < len(self._group_ends(epoch)) else (epoch + 1, 0)
+            if self._group_ends(epoch)[group] > (self._group_ends(epoch)[group - 1] if group else 0):
+                return epoch, group
 
     def group_start(self, epoch: int, group: int) -> int:
         """The row of training, counted from its beginning, at which a group begins."""

@@ -16,6 +16,7 @@ recipes, the same sums are taken densely.
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,13 +35,20 @@ from core.training import Training
 
 Array = npt.NDArray[Any]
 
-DENSE_ABOVE = {"float32": 1 / 8, "bfloat16": 1 / 24}
-"""Share of entries from which a dense batch is quicker, by the encoder product's type: `make bench` measures where the two cross."""
+DENSE_ABOVE = 1 / 8
+"""Share of entries found from which a dense batch is quicker: tests/bench/crossing.py measures where the two cross."""
 CHUNK_ENTRIES = 1 << 22
 """Entries of z that are looked at together: 16 MB, which a cache holds."""
 
-_ONE_STEP_AT_A_TIME = threading.Lock()
-"""Numba's simplest threads serve one caller at a time."""
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def _kernels_to_itself() -> Iterator[None]:
+    """As many threads for the kernels as torch has; one caller at a time, for Numba's simplest threads serve no more."""
+    with _LOCK:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        yield
 
 
 class _Constants(NamedTuple):
@@ -100,7 +108,8 @@ class SparseStep:
     @torch.no_grad()
     def refresh(self) -> None:
         """Take up weights that were changed from outside."""
-        kernels.copy_rows(self.dictionary.W_enc.detach().numpy(), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy())
+        with _kernels_to_itself():
+            kernels.copy_rows(self.dictionary.W_enc.detach().numpy(), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy())
 
     @torch.no_grad()
     def __call__(self, x_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
@@ -109,8 +118,7 @@ class SparseStep:
         Args:
             warmth: share of the sparsity penalty that is switched on.
         """
-        with _ONE_STEP_AT_A_TIME:
-            numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+        with _kernels_to_itself():
             self.adam.begin_step()
             centred_BD = x_BD - self.dictionary.b_dec
             entries = self._entries(centred_BD)
@@ -118,16 +126,15 @@ class SparseStep:
                 return self._dense(x_BD, centred_BD, learning_rate, warmth)
             return self._sparse(x_BD, centred_BD, entries, learning_rate, warmth)
 
-    def _products(self, centred_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def _products(self, x_BD: Tensor, W_LD: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """x W_enc without the bias, a few rows at a time, in a buffer that the next product overwrites."""
-        batch, width = len(centred_BD), len(self.dictionary.W_enc)
+        batch, width = len(x_BD), len(W_LD)
         rows = min(batch, max(1, CHUNK_ENTRIES // width))
-        W, x = (self.copy_LD, centred_BD.bfloat16()) if self.bfloat16 else (self.dictionary.W_enc.detach(), centred_BD)
-        buffer = torch.empty(rows, width, dtype=W.dtype)
+        buffer = torch.empty(rows, width, dtype=W_LD.dtype)
         for first in range(0, batch, rows):
             piece = slice(first, min(first + rows, batch))
             z_BL = buffer[: piece.stop - piece.start]
-            torch.mm(x[piece], W.T, out=z_BL)
+            torch.mm(x_BD[piece], W_LD.T, out=z_BL)
             yield piece, z_BL
 
     def _entries(self, centred_BD: Tensor) -> _Entries | None:
@@ -137,17 +144,19 @@ class SparseStep:
         cut = threshold - float(self.half) - bias
         # Rounding must not lose an entry: what is found a little below the threshold's window is looked at again, exactly.
         if self.bfloat16:
-            # Of the two factors: at most 2^-9 each, adding up like noise. Of the product: at most 2^-9 of itself.
-            cut, slack_L = cut - cut.abs() / 2**8, self.norm_L
-            slack_B = centred_BD.abs().amax(1) * (4 / 2**9)
+            # A bfloat16 is off by at most 2^-8 of itself. So is the product; the errors of the factors add up like noise, with a standard
+            # deviation below 0.8 x 2^-8 max|x| ||w||, of which this is five.
+            cut, slack_L = cut - cut.abs() / 2**7, self.norm_L
+            slack_B = centred_BD.abs().amax(1) / 2**6
         else:
             slack_L, slack_B = (threshold.abs() + bias.abs()) * 1e-6, torch.ones(batch)
         arguments = [tensor.numpy() for tensor in (cut, slack_B, slack_L)]
         count, write = (kernels.count_above_bfloat16, kernels.list_above_bfloat16) if self.bfloat16 else (kernels.count_above, kernels.list_above)
-        most = DENSE_ABOVE[self.training.encoder_product] * batch * width
+        most = DENSE_ABOVE * batch * width
         start_B, found = np.zeros(batch + 1, np.int64), 0
         pieces: list[tuple[Array, Array]] = []
-        for piece, product_BL in self._products(centred_BD):
+        factors = (centred_BD.bfloat16(), self.copy_LD) if self.bfloat16 else (centred_BD, self.dictionary.W_enc.detach())
+        for piece, product_BL in self._products(*factors):
             z_BL = (product_BL.view(torch.uint16) if self.bfloat16 else product_BL).numpy()
             cut_L, slack, scale = arguments[0], arguments[1][piece], arguments[2]
             counts = np.empty(len(z_BL), np.int32)
@@ -201,22 +210,21 @@ class SparseStep:
     def _dense(self, x_BD: Tensor, centred_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
         d = self.dictionary
         W_dec = d.W_dec.detach()
-        W = W_dec.bfloat16() if self.bfloat16 else W_dec
         threshold = d.threshold.detach().numpy()
         gradient = {"W_dec": torch.zeros_like(W_dec), "W_enc": torch.zeros_like(W_dec)}
         g_BD, error_B, l0_B = torch.empty_like(x_BD), torch.empty(len(x_BD)), np.empty(len(x_BD), np.int32)
         sums = _LatentSums(len(W_dec))
-        for piece, product_BL in self._products(centred_BD):
-            z_BL = product_BL.float().add_(d.b_enc) if self.bfloat16 else product_BL.add_(d.b_enc)
+        for piece, z_BL in self._products(centred_BD, d.W_enc.detach()):
+            z_BL.add_(d.b_enc)
             f_BL = torch.empty_like(z_BL)
             kernels.activate(z_BL.numpy(), threshold, f_BL.numpy(), l0_B[piece])
-            r_BD = torch.mm(f_BL.to(W.dtype), W).float().add_(d.b_dec).sub_(x_BD[piece])
+            r_BD = torch.addmm(d.b_dec, f_BL, W_dec).sub_(x_BD[piece])
             error_B[piece] = r_BD.square().sum(1)
             g_BD[piece] = r_BD.mul_(2 / len(x_BD))
-            dz_BL = torch.mm(r_BD.to(W.dtype), W.T).float()
+            dz_BL = torch.mm(r_BD, W_dec.T)
             kernels.gate_gradient(z_BL.numpy(), threshold, self.half, l0_B[piece], dz_BL.numpy(), *sums.all())
-            gradient["W_dec"] += torch.mm(f_BL.T.to(W.dtype), r_BD.to(W.dtype))
-            gradient["W_enc"] += torch.mm(dz_BL.T.to(W.dtype), centred_BD[piece].to(W.dtype))
+            gradient["W_dec"].addmm_(f_BL.T, r_BD)
+            gradient["W_enc"].addmm_(dz_BL.T, centred_BD[piece])
         kernels.project_rows(gradient["W_dec"].numpy(), W_dec.numpy())
 
         vectors = self._vector_gradients(sums, l0_B, g_BD.numpy(), warmth)

@@ -62,7 +62,7 @@ class Training(Section):
     """One recipe with its numbers; dictionaries of a site share it, and with it the rows they see."""
 
     recipe: RecipeName = Field(examples=["gemma-scope"])
-    """Where the numbers come from that are not given: `short-run` up to 20M tokens and `gemma-scope` above, unless named."""
+    """Where the numbers come from that are not given: `short-run` up to 20M training.tokens and `gemma-scope` above, unless named."""
     tokens: int = Field(gt=0, examples=[4_000_000_000])
     """Rows each dictionary is trained on; more than the harvest holds means several epochs."""
     batch_rows: int = Field(gt=0, examples=[4_096])
@@ -90,8 +90,8 @@ class Training(Section):
     by up to k learning rates, 31 at most: at a large learning rate one batch of unusual rows can undo a dictionary."""
 
     encoder_product: Literal["float32", "bfloat16"] = Field("float32", examples=["float32"])
-    """Type of the factors of the product that finds a batch's active latents. On a CPU bfloat16 only finds them: their values, and
-    everything after, are float32. Quicker where the processor multiplies bfloat16 itself (AVX-512 BF16, AMX)."""
+    """Type of the factors of the product that finds a batch's active latents. bfloat16 only finds them: their values, and everything
+    after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX); without effect on a GPU, so far."""
 
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
@@ -118,8 +118,10 @@ class Training(Section):
     def _recipe_fills_in(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        tokens = given.get("tokens")
-        short = isinstance(tokens, int) and tokens <= SHORT_RUN_TOKENS
+        try:
+            short = float(given["tokens"]) <= SHORT_RUN_TOKENS
+        except (KeyError, TypeError, ValueError, OverflowError):
+            short = False  # no number of tokens, which has a sentence of its own
         name = given.get("recipe", "short-run" if short else "gemma-scope")
         recipe = RECIPES.get(name, GEMMA_SCOPE) if isinstance(name, str) else GEMMA_SCOPE
         return {"recipe": name} | recipe | given

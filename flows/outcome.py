@@ -38,7 +38,10 @@ def outcome() -> Iterator[Outcome]:
     except STORE_FAULTS as error:
         result.reason = f"the store failed ({cause_of(error)}); expected room and rights there; see to it and run again"
     except (MemoryError, torch.OutOfMemoryError):
-        result.reason = "out of memory; expected room for one block and one dictionary; lower harvest.block_sequences or training.batch_rows"
+        result.reason = (
+            "out of memory; expected room for one block and one dictionary; "
+            "lower harvest.block_sequences, training.shuffle_rows or training.batch_rows"
+        )
     except Exception as error:
         log.exception("the run ended with an error that nobody foresaw")
         last = traceback.extract_tb(error.__traceback__)[-1]

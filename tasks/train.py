@@ -74,7 +74,7 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
                     _keep(folder, trainer, training.checkpoint_steps, facts)
         seconds = time.perf_counter() - began
         if reader.waited > 0.05 * seconds:
-            log.info("%s: of %.1f s of training, %.1f s were spent waiting for rows; a quicker disk would help", site, seconds, reader.waited)
+            log.info("%s: of %.1f s of training, %.1f s were spent waiting for rows", site, seconds, reader.waited)
     if sick:
         raise JumpsuiteError("; ".join(sick))
 
@@ -123,7 +123,7 @@ class _Reader:
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="read")
         self.groups: dict[tuple[int, int], Future[Tensor]] = {}
         self.waited = 0.0
-        """Seconds that training stood still for rows."""
+        """Seconds that training stood still for rows that had been asked for ahead."""
 
     def batch(self, t: int) -> Tensor:
         return self.order.batch(t, self.batch_rows, self._group).to(self.device)
@@ -131,10 +131,11 @@ class _Reader:
     def _group(self, epoch: int, group: int) -> Tensor:
         present, following = (epoch, group), self.order.group_after(epoch, group)
         wanted = [present] + [following] * (self.order.group_start(*following) < self.num_rows)
+        ahead = present in self.groups
         self.groups = {key: self.groups.get(key) or self.thread.submit(self._read, *key) for key in wanted}
         start = time.perf_counter()
         rows = self.groups[present].result()
-        self.waited += time.perf_counter() - start
+        self.waited += (time.perf_counter() - start) * ahead
         return rows
 
     def _read(self, epoch: int, group: int) -> Tensor:

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core import kernels
+from core import kernels, sparse_step
 from core.adam import Adam
 from core.dense_step import DenseStep
 from core.jumprelu import TrainingDictionary
 from core.site import Site
-from core.sparse_step import DENSE_ABOVE, SparseStep
+from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
 from core.training import Training
 
@@ -72,9 +72,10 @@ def relative(value: Tensor, reference: Tensor) -> float:
     clip=st.sampled_from([None, 1e-3, 1e3]),
     rows=st.sampled_from(["mixed", "silent", "full", "some of each"]),
     dense_above=st.sampled_from([0.0, 0.05, 1.0]),
+    product=st.sampled_from(["float32", "bfloat16"]),
 )
 def test_a_sparse_step_has_the_loss_and_the_gradients_of_the_dense_one(
-    shape, seed, theta, log_threshold, bandwidth, penalty, clip, rows, dense_above
+    shape, seed, theta, log_threshold, bandwidth, penalty, clip, rows, dense_above, product
 ):
     B, D, L = shape
     dictionary = dictionary_of(D, L, seed, theta=theta, log_threshold=log_threshold)
@@ -86,13 +87,13 @@ def test_a_sparse_step_has_the_loss_and_the_gradients_of_the_dense_one(
     x[(which == 1) & (rows in ("full", "some of each")), 0] = 10
 
     objective = {} if penalty == "linear" else {"target_l0_objective": penalty, "target_l0_coefficient": 0.2}
-    training = training_of(bandwidth=bandwidth, gradient_clip=clip, adam_epsilon=EPSILON, **objective)
+    training = training_of(bandwidth=bandwidth, gradient_clip=clip, adam_epsilon=EPSILON, encoder_product=product, **objective)
     spec = spec_of(L, None if penalty == "linear" else 2.5)
     before = {name: p.detach().clone() for name, p in dictionary.named_parameters()}
     dense, sparse = twin(dictionary), twin(dictionary)
     error, l0 = step_of(DenseStep, dense, spec, training)(x, 1e-2 * EPSILON, 0.7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DENSE_ABOVE, "float32", dense_above)
+        patch.setattr(sparse_step, "DENSE_ABOVE", dense_above)
         sparse_error, sparse_l0 = step_of(SparseStep, sparse, spec, training)(x, 1e-2 * EPSILON, 0.7)
 
     assert sparse_error == pytest.approx(error, rel=1e-5)
@@ -139,7 +140,7 @@ def test_a_value_at_its_threshold_is_not_active_and_is_within_the_window():
     for kind in (DenseStep, SparseStep):
         other = twin(dictionary)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(DENSE_ABOVE, "float32", 1.0)
+            patch.setattr(sparse_step, "DENSE_ABOVE", 1.0)
             _, l0 = step_of(kind, other, spec_of(3), training)(x, 0.1 * EPSILON, 1.0)
         assert l0 == 1, "0.75 alone is above 0.5"
         results.append(other.threshold.detach() - 0.5)
@@ -160,7 +161,7 @@ def test_a_bfloat16_product_finds_every_entry_that_a_float32_product_finds(outli
     for product in ("float32", "bfloat16"):
         training = training_of(encoder_product=product, bandwidth=0.01)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(DENSE_ABOVE, product, 1.0)
+            patch.setattr(sparse_step, "DENSE_ABOVE", 1.0)
             step = step_of(SparseStep, twin(dictionary), spec_of(L), training)
             entries = step._entries(x - dictionary.b_dec.detach())
         row = np.repeat(np.arange(B), np.diff(entries.start_B))

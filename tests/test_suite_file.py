@@ -352,8 +352,10 @@ def test_a_recipe_fills_in_what_the_file_does_not_say(recipe: str) -> None:
     assert training.model_dump(include=set(RECIPES[recipe])) == RECIPES[recipe] | said
 
 
-@pytest.mark.parametrize(("tokens", "recipe"), [(1_000_000, "short-run"), (20_000_000, "short-run"), (20_000_001, "gemma-scope")])
-def test_a_short_run_that_names_no_recipe_gets_the_one_for_short_runs(tokens: int, recipe: str) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "recipe"), [(1_000_000, "short-run"), ("1e6", "short-run"), (20_000_000, "short-run"), (20_000_001, "gemma-scope")]
+)
+def test_a_short_run_that_names_no_recipe_gets_the_one_for_short_runs(tokens: int | str, recipe: str) -> None:
     training = parse_suite(GOOD.replace("recipe: gemma-scope, ", ""), [f"training.tokens={tokens}"]).training
     assert training.recipe == recipe
     assert training.adam_beta2 == RECIPES[recipe]["adam_beta2"]

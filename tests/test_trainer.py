@@ -129,6 +129,15 @@ def test_thresholds_may_begin_where_a_multiple_of_the_target_fires_each_latent_a
     assert active.float().mean(0).tolist() == pytest.approx([8 / 24] * 24, rel=0.01)
 
 
+@pytest.mark.parametrize("rows", [2, 100])
+@pytest.mark.parametrize("l0", [1e-6, 24.0, 1e308, math.inf])
+def test_however_few_the_rows_and_whatever_the_l0_asked_for_something_fires_at_the_start(rows, l0):
+    dictionary = Trainer(spec_of(), training_of(), PLAIN, CPU).dictionary
+    x = torch.randn(rows, D, generator=torch.Generator().manual_seed(0))
+    dictionary.start_thresholds(x, l0)
+    assert (dictionary.pre_activations(x) > dictionary.threshold).any()
+
+
 @pytest.mark.parametrize("threshold_parameter", ["linear", "log"])
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
 def test_a_step_is_adam_by_hand_on_the_projected_gradient_then_renormalised(beta1, threshold_parameter):

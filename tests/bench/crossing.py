@@ -28,7 +28,7 @@ def seconds_a_step(args: argparse.Namespace, product: str, density: float, dense
     with torch.no_grad():
         z_BL = trainer.dictionary.pre_activations(rows[:512])
         trainer.dictionary.threshold_parameter.copy_(z_BL.kthvalue(int(512 * (1 - density)), dim=0).values)
-    sparse_step.DENSE_ABOVE[product] = 0.0 if dense else 1.0
+    sparse_step.DENSE_ABOVE = 0.0 if dense else 1.0
     seconds = []
     for _ in range(4):
         start = time.perf_counter()

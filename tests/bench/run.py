@@ -22,7 +22,7 @@ def measure(python: str, library: str, size: str, product: str, device: str) -> 
     command = [python, str(HERE / "step.py"), "--library", library, "--product", product, "--device", device]
     done = subprocess.run([*command, "--d-in", d_in, "--width", width, "--batch", batch], capture_output=True, text=True)
     if done.returncode:
-        print(f"{library} at {size}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"{library} at {size}: {(done.stderr.strip().splitlines() or [f'ended with {done.returncode}'])[-1]}", file=sys.stderr)
         return None
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
