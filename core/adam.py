@@ -4,8 +4,6 @@ Without a first moment a parameter whose gradient is zero stays as it is, and on
 that did not fire can wait: `last_L` says which step it saw last, and its second moment is decayed by all missed steps at once.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -75,5 +73,6 @@ def clipping(square: float, limit: float | None) -> float:
     return 1.0 if limit is None else min(1.0, limit / (square**0.5 + 1e-6))
 
 
-def squared_norm(gradients: dict[str, Any]) -> float:
-    return sum(float(gradient.double().square().sum()) for gradient in gradients.values())
+def squared_norm(gradients: dict[str, Tensor]) -> float:
+    """Of all of them together, summed in float64."""
+    return sum(float(gradient.square().sum(dtype=torch.float64)) for gradient in gradients.values())

@@ -13,6 +13,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba.extending import overload
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +42,24 @@ def _piece(piece: int, length: int) -> Any:
 def _float(bits: Any) -> Any:
     """The float32 whose upper half is a bfloat16's bits."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+def _value(z: Any) -> Any:
+    """A float32 of what a product gave: a float32 itself, or a bfloat16's bits. Resolved when a kernel is compiled, by z's type."""
+    raise NotImplementedError("for kernels alone")
+
+
+def _value_of_type(z: Any) -> Any:
+    def of_bits(z: Any) -> Any:
+        return _float(z)
+
+    def itself(z: Any) -> Any:
+        return z
+
+    return of_bits if z == numba.uint16 else itself
+
+
+overload(_value)(_value_of_type)
 
 
 @_serial
@@ -72,23 +91,12 @@ def _dot(a_D: Array, b_D: Array, lanes: Array) -> Any:
 
 @_parallel
 def count_above(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, counts_B: Array) -> None:
-    """How many z of each row are above cut - slack_B * slack_L."""
+    """How many z of each row, float32 or bfloat16 given as uint16, are above cut - slack_B * slack_L."""
     L = z_BL.shape[1]
     for b in numba.prange(len(z_BL)):
         slack, count = slack_B[b], np.int32(0)
         for l in range(L):
-            count += np.int32(z_BL[b, l] > cut_L[l] - slack * slack_L[l])
-        counts_B[b] = count
-
-
-@_parallel
-def count_above_bfloat16(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, counts_B: Array) -> None:
-    """The same for z in bfloat16, given as uint16."""
-    L = z_BL.shape[1]
-    for b in numba.prange(len(z_BL)):
-        slack, count = slack_B[b], np.int32(0)
-        for l in range(L):
-            count += np.int32(_float(z_BL[b, l]) > cut_L[l] - slack * slack_L[l])
+            count += np.int32(_value(z_BL[b, l]) > cut_L[l] - slack * slack_L[l])
         counts_B[b] = count
 
 
@@ -103,30 +111,11 @@ def list_above(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, start_
             hits = np.int32(0)
             if len(z) == _BLOCK:
                 for l in range(_BLOCK):
-                    hits += np.int32(z[l] > cut[l] - slack * scale[l])
+                    hits += np.int32(_value(z[l]) > cut[l] - slack * scale[l])
             if hits or len(z) < _BLOCK:
                 for l in range(len(z)):
-                    if z[l] > cut[l] - slack * scale[l]:
-                        latent_E[e], z_E[e] = first + l, z[l]
-                        e += 1
-
-
-@_parallel
-def list_above_bfloat16(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, start_B: Array, latent_E: Array, z_E: Array) -> None:
-    """The same for z in bfloat16, given as uint16."""
-    L = z_BL.shape[1]
-    for b in numba.prange(len(z_BL)):
-        slack, e = slack_B[b], start_B[b]
-        for first in range(0, L, _BLOCK):
-            z, cut, scale = z_BL[b, first : first + _BLOCK], cut_L[first : first + _BLOCK], slack_L[first : first + _BLOCK]
-            hits = np.int32(0)
-            if len(z) == _BLOCK:
-                for l in range(_BLOCK):
-                    hits += np.int32(_float(z[l]) > cut[l] - slack * scale[l])
-            if hits or len(z) < _BLOCK:
-                for l in range(len(z)):
-                    if _float(z[l]) > cut[l] - slack * scale[l]:
-                        latent_E[e], z_E[e] = first + l, _float(z[l])
+                    if _value(z[l]) > cut[l] - slack * scale[l]:
+                        latent_E[e], z_E[e] = first + l, _value(z[l])
                         e += 1
 
 
@@ -267,7 +256,7 @@ def _adam(w_D: Array, gradient_D: Array, first_D: Array, second_D: Array, decay:
 
 @_serial
 def _keep_copy(w_D: Array, copy_D: Array, lanes: Array) -> Any:
-    """Put an encoder row, rounded to bfloat16, in its copy if there is one; gives the row's norm."""
+    """Put an encoder row, rounded to bfloat16, in its copy; gives the row's norm."""
     for d in range(len(copy_D)):
         copy_D[d] = _bfloat16(w_D[d])
     return np.sqrt(_dot(w_D, w_D, lanes))
@@ -288,7 +277,8 @@ def _step_latent(
     scale = np.float32(1) / np.sqrt(_dot(d_D, d_D, lanes))
     for d in range(len(d_D)):
         d_D[d] *= scale
-    norm_L[l] = _keep_copy(w_D, copy_LD[l], lanes)
+    if len(copy_LD):
+        norm_L[l] = _keep_copy(w_D, copy_LD[l], lanes)
 
 
 @_parallel
@@ -331,15 +321,6 @@ def copy_rows(W_enc_LD: Array, copy_LD: Array, norm_L: Array) -> None:
         lanes = np.empty(_LANES, np.float32)
         for l in _piece(piece, len(W_enc_LD)):
             norm_L[l] = _keep_copy(W_enc_LD[l], copy_LD[l], lanes)
-
-
-@_parallel
-def project_rows(gradient_LD: Array, W_dec_LD: Array) -> None:
-    """Take out of each row its part along the decoder's row."""
-    for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
-        for l in _piece(piece, len(W_dec_LD)):
-            _project(gradient_LD[l], W_dec_LD[l], lanes)
 
 
 # Dense batches, a few rows at a time

@@ -53,7 +53,7 @@ class TrainingOrder:
             epoch, offset = divmod(row, self.epoch_rows)
             ends = self._group_ends(epoch)
             group = int(np.searchsorted(ends, offset, side="right"))
-            begin = offset - (ends[group - 1] if group else 0)
+            begin = offset - self._first_row(epoch, group)
             take = int(min(missing, ends[group] - offset))
             pieces.append(read(epoch, group)[begin : begin + take])
             row, missing = row + take, missing - take
@@ -70,12 +70,16 @@ class TrainingOrder:
         """The group that training reads next, as (epoch, group); one without a row is never read."""
         while True:
             epoch, group = (epoch, group + 1) if group + 1 < len(self._group_ends(epoch)) else (epoch + 1, 0)
-            if self._group_ends(epoch)[group] > (self._group_ends(epoch)[group - 1] if group else 0):
+            if self._group_ends(epoch)[group] > self._first_row(epoch, group):
                 return epoch, group
 
     def group_start(self, epoch: int, group: int) -> int:
         """The row of training, counted from its beginning, at which a group begins."""
-        return epoch * self.epoch_rows + (int(self._group_ends(epoch)[group - 1]) if group else 0)
+        return epoch * self.epoch_rows + self._first_row(epoch, group)
+
+    def _first_row(self, epoch: int, group: int) -> int:
+        """Where a group begins among the rows of its epoch."""
+        return int(self._group_ends(epoch)[group - 1]) if group else 0
 
     def _compute_chunk_order(self, epoch: int) -> Rows:
         return _permutation(len(self._rows_of_chunk), self._seed, 1, epoch)

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from core import kernels
-from core.adam import Adam, clipping
+from core.adam import Adam, clipping, squared_norm
+from core.dense_step import project_rows
 from core.jumprelu import TrainingDictionary
 from core.objective import PenaltySlope, penalty_slope
 from core.spec import DictionarySpec
@@ -99,15 +100,17 @@ class SparseStep:
         self.dictionary, self.adam, self.spec, self.training = dictionary, adam, spec, training
         self.half = np.float32(training.bandwidth / 2)
         self.bfloat16 = training.encoder_product == "bfloat16"
-        # A second copy of the encoder for the product, and its rows' norms, both kept up to date by the kernels.
+        # For a bfloat16 product: a copy of the encoder, and its rows' norms, both kept up to date by the kernels. Else nothing.
         width, dimensions = dictionary.W_enc.shape
-        self.copy_LD = torch.empty(width, dimensions if self.bfloat16 else 0, dtype=torch.bfloat16)
-        self.norm_L = torch.empty(width)
+        self.copy_LD = torch.empty(width * self.bfloat16, dimensions, dtype=torch.bfloat16)
+        self.norm_L = torch.empty(width * self.bfloat16)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take up weights that were changed from outside."""
+        if not self.bfloat16:
+            return
         with _kernels_to_itself():
             kernels.copy_rows(self.dictionary.W_enc.detach().numpy(), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy())
 
@@ -150,26 +153,22 @@ class SparseStep:
             slack_B = centred_BD.abs().amax(1) / 2**6
         else:
             slack_L, slack_B = (threshold.abs() + bias.abs()) * 1e-6, torch.ones(batch)
-        arguments = [tensor.numpy() for tensor in (cut, slack_B, slack_L)]
-        count, write = (kernels.count_above_bfloat16, kernels.list_above_bfloat16) if self.bfloat16 else (kernels.count_above, kernels.list_above)
+        cut_L, slack_of_row, slack_of_latent = cut.numpy(), slack_B.numpy(), slack_L.numpy()
         most = DENSE_ABOVE * batch * width
         start_B, found = np.zeros(batch + 1, np.int64), 0
         pieces: list[tuple[Array, Array]] = []
         factors = (centred_BD.bfloat16(), self.copy_LD) if self.bfloat16 else (centred_BD, self.dictionary.W_enc.detach())
         for piece, product_BL in self._products(*factors):
             z_BL = (product_BL.view(torch.uint16) if self.bfloat16 else product_BL).numpy()
-            cut_L, slack, scale = arguments[0], arguments[1][piece], arguments[2]
             counts = np.empty(len(z_BL), np.int32)
-            count(z_BL, cut_L, slack, scale, counts)
-            np.cumsum(counts, out=start_B[piece.start + 1 : piece.stop + 1])
-            start = start_B[piece.start : piece.stop + 1].copy()
-            start[0] = 0
-            latents, z = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
-            start_B[piece.start + 1 : piece.stop + 1] += found
-            found += len(latents)
+            kernels.count_above(z_BL, cut_L, slack_of_row[piece], slack_of_latent, counts)
+            start = np.concatenate([[0], counts.cumsum()])
+            start_B[piece.start + 1 : piece.stop + 1] = found + start[1:]
+            found += int(start[-1])
             if found > most:
                 return None
-            write(z_BL, cut_L, slack, scale, start, latents, z)
+            latents, z = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
+            kernels.list_above(z_BL, cut_L, slack_of_row[piece], slack_of_latent, start, latents, z)
             pieces.append((latents, z))
         entries = _Entries(start_B, np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces]))
         if self.bfloat16:
@@ -225,10 +224,10 @@ class SparseStep:
             kernels.gate_gradient(z_BL.numpy(), threshold, self.half, l0_B[piece], dz_BL.numpy(), *sums.all())
             gradient["W_dec"].addmm_(f_BL.T, r_BD)
             gradient["W_enc"].addmm_(dz_BL.T, centred_BD[piece])
-        kernels.project_rows(gradient["W_dec"].numpy(), W_dec.numpy())
+        project_rows(gradient["W_dec"], W_dec)
 
         vectors = self._vector_gradients(sums, l0_B, g_BD.numpy(), warmth)
-        square = float(sum(g.square().sum(1).double().sum() for g in gradient.values())) if self.training.gradient_clip is not None else 0.0
+        square = squared_norm(gradient) if self.training.gradient_clip is not None else 0.0
         constants = self._constants(vectors, square, learning_rate)
         kernels.step_dense(gradient["W_dec"].numpy(), gradient["W_enc"].numpy(), *self._rows(), constants)
         self._finish(vectors, constants, learning_rate)
@@ -250,7 +249,7 @@ class SparseStep:
 
     def _constants(self, vectors: dict[str, Tensor], square: float, learning_rate: float) -> _Constants:
         if self.training.gradient_clip is not None:
-            square += sum(float(gradient.double().square().sum()) for gradient in vectors.values())
+            square += squared_norm(vectors)
         clip = clipping(square, self.training.gradient_clip)
         a = self.adam
         numbers = (clip, a.rate(learning_rate), a.beta1, a.beta2, a.epsilon, a.correction)

@@ -25,9 +25,7 @@ def seconds_a_step(args: argparse.Namespace, product: str, density: float, dense
     )
     spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, None, 1e-3, 0, tokens)
     trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device("cpu"))
-    with torch.no_grad():
-        z_BL = trainer.dictionary.pre_activations(rows[:512])
-        trainer.dictionary.threshold_parameter.copy_(z_BL.kthvalue(int(512 * (1 - density)), dim=0).values)
+    trainer.dictionary.start_thresholds(rows, density * args.width)
     sparse_step.DENSE_ABOVE = 0.0 if dense else 1.0
     seconds = []
     for _ in range(4):

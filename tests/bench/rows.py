@@ -20,6 +20,7 @@ def heavy_tailed_rows(num: int, dimensions: int, seed: int = 0) -> Tensor:
 
 
 def main() -> None:
+    # Imported here, for the peers' environment has none of it and needs only what is above.
     import argparse
     from pathlib import Path
 

@@ -40,18 +40,8 @@ def jumpsuite(args: argparse.Namespace, rows: Tensor) -> Step:
     )
     spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, tokens)
     trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device(args.device))
-    dictionary = trainer.dictionary
-    with torch.no_grad():  # where training has brought it when it has found its sparsity
-        z_BL = dictionary.pre_activations(rows[:1_024])
-        dictionary.threshold_parameter.copy_(z_BL.kthvalue(int(1_024 * (1 - args.l0 / args.width)), dim=0).values.clamp(min=1e-3))
-        print_l0(float((z_BL > dictionary.threshold).sum(1).float().mean()))
+    trainer.dictionary.start_thresholds(rows, args.l0)  # where training has brought it when it has found its sparsity
     return lambda x, _: trainer.train_on(x)
-
-
-def print_l0(l0: float) -> None:
-    import sys
-
-    print(f"L0 {l0:.0f} at the start", file=sys.stderr)
 
 
 def saelens(args: argparse.Namespace, rows: Tensor) -> Step:
