@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from core.adam import Adam, clipping, squared_norm
-from core.jumprelu import TrainingDictionary
+from core.dictionary import TrainingDictionary
 from core.objective import loss
 from core.spec import DictionarySpec
 from core.training import Training
@@ -30,14 +30,16 @@ class DenseStep:
             warmth: share of the sparsity penalty that is switched on.
         """
         parameters = dict(self.dictionary.named_parameters())
-        total, error, active_BL = loss(self.dictionary, x_BD, self.spec, self.training, warmth)
+        total, error, f_BL = loss(self.dictionary, x_BD, self.spec, self.training, warmth)
         gradients = dict(zip(parameters, torch.autograd.grad(total, list(parameters.values())), strict=True))
-        project_rows(gradients["W_dec"], self.dictionary.W_dec)
+        if self.dictionary.unit_decoder:
+            project_rows(gradients["W_dec"], self.dictionary.W_dec)
         clip = clipping(squared_norm(gradients), self.training.gradient_clip) if self.training.gradient_clip is not None else 1.0
         self.adam.begin_step()
         self.adam.update({name: gradient * clip for name, gradient in gradients.items()}, learning_rate)
         self.dictionary.restore_constraints()
-        return float(error), float(active_BL.sum(1).mean())
+        self.dictionary.observe(f_BL)
+        return float(error), float((f_BL > 0).sum(1).float().mean())
 
 
 @torch.no_grad()

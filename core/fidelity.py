@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from core.anatomy import Anatomy
-from core.jumprelu import Dictionary
+from core.dictionary import Dictionary
 from core.site import Site
 from core.statistics import Moments
 

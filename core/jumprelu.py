@@ -4,13 +4,12 @@ Shapes, in suffixes: B rows (token positions), D dimensions of the activation, L
 Not here: what is minimised (`core/objective.py`) and how (`core/trainer.py`).
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.statistics import Normaliser
+from core.dictionary import TrainingDictionary
 
 
 def near(z_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
@@ -68,59 +67,21 @@ def step(z_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
     return Step.apply(z_BL, threshold_L, bandwidth)  # type: ignore[no-untyped-call, no-any-return]
 
 
-@dataclass(frozen=True)
-class Dictionary:
-    """A trained SAE for use: it takes raw activations, for normalisation and pre-encoder bias are folded in.
-
-    f(x) = JumpReLU_theta(x W_enc + b_enc),  x_hat = f W_dec + b_dec  (JR, Eqs. 1-4).
-    """
-
-    W_enc: Tensor
-    """D x L, float32."""
-    b_enc: Tensor
-    """L"""
-    W_dec: Tensor
-    """L x D, unit rows."""
-    b_dec: Tensor
-    """D"""
-    threshold: Tensor
-    """L, positive."""
-
-    def encode(self, x_BD: Tensor) -> Tensor:
-        """The latents f(x), B x L, of raw activations."""
-        z_BL = x_BD @ self.W_enc + self.b_enc
-        return z_BL * (z_BL > self.threshold)
-
-    def decode(self, f_BL: Tensor) -> Tensor:
-        """The reconstruction, B x D, in raw units."""
-        return f_BL @ self.W_dec + self.b_dec
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
-
-    def to(self, device: torch.device) -> "Dictionary":
-        return Dictionary(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
-
-
-class TrainingDictionary(nn.Module):
-    """An SAE in training: normalised inputs, a pre-encoder bias, and the threshold's own parameter (GS, section 3.2).
-
-    Both matrices have one row a latent, L x D: a latent's weights lie together, and are read and moved together.
+class JumpReLUDictionary(TrainingDictionary):
+    """A JumpReLU SAE in training.
 
     Args:
         dimensions: D. width: L. seed: of the decoder's initialisation.
         threshold_init: theta at the start. log_threshold: whether the parameter is log(theta), as in JR's pseudo-code.
+        start_l0: mean L0 at which thresholds are put on the first batch, or None to leave them at threshold_init.
     """
 
-    def __init__(self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool) -> None:
-        super().__init__()
-        # GS: He-uniform rows, then unit norm; the encoder begins as its transpose; biases begin at zero.
-        W_dec = nn.functional.normalize(torch.rand(width, dimensions, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
-        self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.clone())
-        self.b_enc = nn.Parameter(torch.zeros(width))
-        self.b_dec = nn.Parameter(torch.zeros(dimensions))
+    def __init__(
+        self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool, start_l0: float | None = None
+    ) -> None:
+        super().__init__(dimensions, width, seed=seed)
         self.log_threshold = log_threshold
+        self.start_l0 = start_l0
         start = torch.full((width,), threshold_init)
         self.threshold_parameter = nn.Parameter(start.log() if log_threshold else start)
 
@@ -130,49 +91,35 @@ class TrainingDictionary(nn.Module):
         return self.threshold_parameter.exp() if self.log_threshold else self.threshold_parameter
 
     @torch.no_grad()
+    def start(self, x_BD: Tensor) -> None:
+        if self.start_l0 is not None:
+            self.start_thresholds(x_BD, self.start_l0)
+
+    @torch.no_grad()
     def start_thresholds(self, x_BD: Tensor, l0: float) -> None:
         """Put every latent's threshold where it fires on a share l0 / L of these rows, at least on one of them, but above zero."""
-        width = len(self.W_enc)
-        firing = max(1, round(len(x_BD) * min(1.0, l0 / width)))
-        for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
-            piece = slice(first, first + 4_096)
-            z_BL = torch.addmm(self.b_enc[piece], x_BD - self.b_dec, self.W_enc[piece].T)
-            theta_L = z_BL.kthvalue(max(1, len(x_BD) - firing), dim=0).values.clamp(min=1e-3)
-            self.threshold_parameter[piece] = theta_L.log() if self.log_threshold else theta_L
-
-    def pre_activations(self, x_BD: Tensor) -> Tensor:
-        """z = (x - b_dec) W_enc + b_enc, B x L."""
-        return torch.addmm(self.b_enc, x_BD - self.b_dec, self.W_enc.T)
-
-    def decode(self, f_BL: Tensor) -> Tensor:
-        return torch.addmm(self.b_dec, f_BL, self.W_dec)
+        theta_L = firing_levels(self, x_BD, l0).clamp(min=1e-3)
+        self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)
 
     @torch.no_grad()
-    def restore_constraints(self) -> None:
-        """Unit decoder rows after every update (GS, section 3.2), and a threshold that stays positive."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
-        self.keep_threshold_positive()
-
-    @torch.no_grad()
-    def keep_threshold_positive(self) -> None:
+    def restore_vectors(self) -> None:
+        """A threshold stays positive."""
         if not self.log_threshold:
             self.threshold_parameter.clamp_(min=1e-6)
 
     @torch.no_grad()
-    def fold(self, normaliser: Normaliser) -> Dictionary:
-        """The same function on raw activations x, where training saw (x - mu) / C (GS, appendix A; there mu = 0).
+    def as_jumprelu(self) -> dict[str, Tensor]:
+        tensors = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "threshold": self.threshold}
+        return {name: tensor.double().cpu() for name, tensor in tensors.items()}
 
-        b_enc' = C b_enc - (mu + C b_dec) W_enc,  b_dec' = mu + C b_dec,  theta' = C theta; latents are C times larger.
-        Computed in float64: the mean can be many times the rest.
-        """
-        C, mu = normaliser.scale, normaliser.mean.double().cpu()
-        W_enc, W_dec = self.W_enc.T.double().cpu(), self.W_dec.double().cpu()
-        b_dec = mu + C * self.b_dec.double().cpu()
-        folded = {
-            "W_enc": W_enc,
-            "b_enc": C * self.b_enc.double().cpu() - b_dec @ W_enc,
-            "W_dec": W_dec,
-            "b_dec": b_dec,
-            "threshold": C * self.threshold.double().cpu(),
-        }
-        return Dictionary(**{name: tensor.float().contiguous() for name, tensor in folded.items()})
+
+@torch.no_grad()
+def firing_levels(dictionary: TrainingDictionary, x_BD: Tensor, l0: float) -> Tensor:
+    """L: the level which each latent's z exceeds on a share l0 / L of these rows, at least on one of them."""
+    width, pieces = len(dictionary.W_enc), []
+    firing = max(1, round(len(x_BD) * min(1.0, l0 / width)))
+    for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
+        piece = slice(first, first + 4_096)
+        z_BL = torch.addmm(dictionary.b_enc[piece], x_BD - dictionary.b_dec, dictionary.W_enc[piece].T)
+        pieces.append(z_BL.kthvalue(max(1, len(x_BD) - firing), dim=0).values)
+    return torch.cat(pieces)

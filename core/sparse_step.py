@@ -29,7 +29,8 @@ from torch import Tensor
 from core import kernels
 from core.adam import Adam, clipping, squared_norm
 from core.dense_step import project_rows
-from core.jumprelu import TrainingDictionary
+from core.dictionary import TrainingDictionary
+from core.jumprelu import JumpReLUDictionary
 from core.objective import PenaltySlope, penalty_slope
 from core.spec import DictionarySpec
 from core.training import Training
@@ -65,7 +66,7 @@ class _Constants(NamedTuple):
 
 
 @dataclass
-class _Entries:
+class Entries:
     """The entries of a batch, row after row: row b has those from start_B[b] to start_B[b + 1]."""
 
     start_B: Array
@@ -73,7 +74,7 @@ class _Entries:
     z_E: Array
 
 
-class _LatentSums:
+class LatentSums:
     """What a batch leaves of each latent, in sums over its rows (`kernels.by_latent`)."""
 
     def __init__(self, width: int) -> None:
@@ -86,11 +87,13 @@ class _LatentSums:
     def threshold_gradient(self, threshold_L: Tensor, slope: PenaltySlope, bandwidth: float) -> Tensor:
         edge, near = torch.from_numpy(self.edge), torch.from_numpy(self.near)
         penalty = slope.constant * near + slope.per_l0 * torch.from_numpy(self.near_l0).float()
+        if slope.of_latent is not None:
+            penalty += slope.of_latent * near
         return -(threshold_L * edge + penalty) / bandwidth
 
 
 class SparseStep:
-    """The training step of one dictionary on the CPU; its scratch memory is that of a few rows of z.
+    """The training step of one JumpReLU SAE on the CPU; its scratch memory is that of a few rows of z.
 
     Args:
         dictionary, adam: changed in place by every step.
@@ -106,12 +109,14 @@ class SparseStep:
         self.norm_L = torch.empty(width * self.bfloat16)
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Take up weights that were changed from outside."""
-        if not self.bfloat16:
-            return
         with _kernels_to_itself():
+            self._copy_encoder()
+
+    @torch.no_grad()
+    def _copy_encoder(self) -> None:
+        if self.bfloat16:
             kernels.copy_rows(self.dictionary.W_enc.detach().numpy(), self.copy_LD.view(torch.uint16).numpy(), self.norm_L.numpy())
 
     @torch.no_grad()
@@ -122,7 +127,6 @@ class SparseStep:
             warmth: share of the sparsity penalty that is switched on.
         """
         with _kernels_to_itself():
-            self.adam.begin_step()
             centred_BD = x_BD - self.dictionary.b_dec
             entries = self._entries(centred_BD)
             if entries is None:
@@ -140,20 +144,34 @@ class SparseStep:
             torch.mm(x_BD[piece], W_LD.T, out=z_BL)
             yield piece, z_BL
 
-    def _entries(self, centred_BD: Tensor) -> _Entries | None:
+    def _threshold(self) -> Tensor:
+        assert isinstance(self.dictionary, JumpReLUDictionary)
+        return self.dictionary.threshold
+
+    def _entries(self, centred_BD: Tensor) -> Entries | None:
         """The entries of a batch, or None where they are too many to be treated one by one."""
+        threshold, bias = self._threshold().detach(), self.dictionary.b_enc.detach()
+        entries = self._above(centred_BD, threshold - float(self.half) - bias, threshold.abs() + bias.abs())
+        if entries is not None:
+            entries.z_E += bias.numpy()[entries.latent_E]
+        return entries
+
+    def _above(self, centred_BD: Tensor, cut_L: Tensor, size_L: Tensor) -> Entries | None:
+        """Where x W_enc exceeds the latent's cut, and perhaps where it is a little below; None where that is too often.
+
+        Args:
+            size_L: how large the numbers are that the cut is a difference of.
+        """
         batch, width = len(centred_BD), len(self.dictionary.W_enc)
-        threshold, bias = self.dictionary.threshold.detach(), self.dictionary.b_enc.detach()
-        cut = threshold - float(self.half) - bias
-        # Rounding must not lose an entry: what is found a little below the threshold's window is looked at again, exactly.
+        # Rounding must not lose an entry: what is found a little below the cut is looked at again, exactly.
         if self.bfloat16:
             # A bfloat16 is off by at most 2^-8 of itself. So is the product; the errors of the factors add up like noise, with a standard
             # deviation below 0.8 x 2^-8 max|x| ||w||, of which this is five.
-            cut, slack_L = cut - cut.abs() / 2**7, self.norm_L
+            cut_L, slack_L = cut_L - cut_L.abs() / 2**7, self.norm_L
             slack_B = centred_BD.abs().amax(1) / 2**6
         else:
-            slack_L, slack_B = (threshold.abs() + bias.abs()) * 1e-6, torch.ones(batch)
-        cut_L, slack_of_row, slack_of_latent = cut.numpy(), slack_B.numpy(), slack_L.numpy()
+            slack_L, slack_B = size_L * 1e-6, torch.ones(batch)
+        cut, slack_of_row, slack_of_latent = cut_L.numpy(), slack_B.numpy(), slack_L.numpy()
         most = DENSE_ABOVE * batch * width
         start_B, found = np.zeros(batch + 1, np.int64), 0
         pieces: list[tuple[Array, Array]] = []
@@ -161,24 +179,24 @@ class SparseStep:
         for piece, product_BL in self._products(*factors):
             z_BL = (product_BL.view(torch.uint16) if self.bfloat16 else product_BL).numpy()
             counts = np.empty(len(z_BL), np.int32)
-            kernels.count_above(z_BL, cut_L, slack_of_row[piece], slack_of_latent, counts)
+            kernels.count_above(z_BL, cut, slack_of_row[piece], slack_of_latent, counts)
             start = np.concatenate([[0], counts.cumsum()])
             start_B[piece.start + 1 : piece.stop + 1] = found + start[1:]
             found += int(start[-1])
             if found > most:
                 return None
             latents, z = np.empty(start[-1], np.int32), np.empty(start[-1], np.float32)
-            kernels.list_above(z_BL, cut_L, slack_of_row[piece], slack_of_latent, start, latents, z)
+            kernels.list_above(z_BL, cut, slack_of_row[piece], slack_of_latent, start, latents, z)
             pieces.append((latents, z))
-        entries = _Entries(start_B, np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces]))
+        entries = Entries(start_B, np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces]))
         if self.bfloat16:
             W_enc = self.dictionary.W_enc.detach().numpy()
             kernels.exact_products(centred_BD.numpy(), W_enc, entries.start_B, entries.latent_E, entries.z_E)
-        entries.z_E += bias.numpy()[entries.latent_E]
         return entries
 
-    def _sparse(self, x_BD: Tensor, centred_BD: Tensor, entries: _Entries, learning_rate: float, warmth: float) -> tuple[float, float]:
-        W_dec, b_dec, threshold = (p.detach().numpy() for p in (self.dictionary.W_dec, self.dictionary.b_dec, self.dictionary.threshold))
+    def _sparse(self, x_BD: Tensor, centred_BD: Tensor, entries: Entries, learning_rate: float, warmth: float) -> tuple[float, float]:
+        self.adam.begin_step()
+        W_dec, b_dec, threshold = (p.detach().numpy() for p in (self.dictionary.W_dec, self.dictionary.b_dec, self._threshold()))
         rows = entries.start_B, entries.latent_E
         x, centred = x_BD.numpy(), centred_BD.numpy()
         g_BD, error_B, gradient_E = np.empty_like(x), np.empty(len(x), np.float32), np.empty_like(entries.z_E)
@@ -189,13 +207,18 @@ class SparseStep:
         kernels.count_active(*rows, entries.z_E, threshold, l0_B, active_L)
         start_L = np.concatenate([[0], active_L.cumsum()])
         row_E, f_E, g_E = np.empty(start_L[-1], np.int32), np.empty(start_L[-1], np.float32), np.empty(start_L[-1], np.float32)
-        sums = _LatentSums(len(W_dec))
+        sums = LatentSums(len(W_dec))
         kernels.by_latent(
             *rows, entries.z_E, gradient_E, threshold, self.half, l0_B, start_L[:-1].copy(), row_E, f_E, g_E, *sums.all()
         )  # fmt: skip
         by_latent = start_L, row_E, f_E, g_E, centred, g_BD
 
-        vectors = self._vector_gradients(sums, l0_B, g_BD, warmth)
+        self._move(by_latent, self._vector_gradients(sums, l0_B, active_L, g_BD, warmth), learning_rate)
+        return float(error_B.mean()), float(l0_B.mean())
+
+    def _move(self, by_latent: tuple[Array, ...], vectors: dict[str, Tensor], learning_rate: float) -> None:
+        """The optimiser's step: matrices by their active entries, sorted by latent, and all other parameters by their gradients."""
+        W_dec = self.dictionary.W_dec.detach().numpy()
         square = 0.0
         if self.training.gradient_clip is not None:
             square_L = np.empty(len(W_dec), np.float32)
@@ -204,19 +227,22 @@ class SparseStep:
         constants = self._constants(vectors, square, learning_rate)
         kernels.step_sparse(*by_latent, *self._rows(), constants)
         self._finish(vectors, constants, learning_rate)
-        return float(error_B.mean()), float(l0_B.mean())
 
     def _dense(self, x_BD: Tensor, centred_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
+        self.adam.begin_step()
         d = self.dictionary
         W_dec = d.W_dec.detach()
-        threshold = d.threshold.detach().numpy()
+        threshold = self._threshold().detach().numpy()
         gradient = {"W_dec": torch.zeros_like(W_dec), "W_enc": torch.zeros_like(W_dec)}
         g_BD, error_B, l0_B = torch.empty_like(x_BD), torch.empty(len(x_BD)), np.empty(len(x_BD), np.int32)
-        sums = _LatentSums(len(W_dec))
+        active_L = np.zeros(len(W_dec), np.int64)
+        sums = LatentSums(len(W_dec))
         for piece, z_BL in self._products(centred_BD, d.W_enc.detach()):
             z_BL.add_(d.b_enc)
             f_BL = torch.empty_like(z_BL)
             kernels.activate(z_BL.numpy(), threshold, f_BL.numpy(), l0_B[piece])
+            if self.training.frequency_coefficient:
+                active_L += (f_BL > 0).sum(0).numpy()
             r_BD = torch.addmm(d.b_dec, f_BL, W_dec).sub_(x_BD[piece])
             error_B[piece] = r_BD.square().sum(1)
             g_BD[piece] = r_BD.mul_(2 / len(x_BD))
@@ -226,26 +252,28 @@ class SparseStep:
             gradient["W_enc"].addmm_(dz_BL.T, centred_BD[piece])
         project_rows(gradient["W_dec"], W_dec)
 
-        vectors = self._vector_gradients(sums, l0_B, g_BD.numpy(), warmth)
+        vectors = self._vector_gradients(sums, l0_B, active_L, g_BD.numpy(), warmth)
         square = squared_norm(gradient) if self.training.gradient_clip is not None else 0.0
         constants = self._constants(vectors, square, learning_rate)
         kernels.step_dense(gradient["W_dec"].numpy(), gradient["W_enc"].numpy(), *self._rows(), constants)
         self._finish(vectors, constants, learning_rate)
         return float(error_B.mean()), float(l0_B.mean())
 
-    def _vector_gradients(self, sums: _LatentSums, l0_B: Array, g_BD: Array, warmth: float) -> dict[str, Tensor]:
+    def _vector_gradients(self, sums: LatentSums, l0_B: Array, active_L: Array, g_BD: Array, warmth: float) -> dict[str, Tensor]:
         """The gradients of everything but the two matrices."""
         d = self.dictionary
-        bias_L = torch.from_numpy(sums.bias)
-        slope = penalty_slope(torch.from_numpy(l0_B).float(), self.spec, self.training).times(warmth)
-        threshold = d.threshold.detach()
+        assert isinstance(d, JumpReLUDictionary)
+        counts = torch.from_numpy(l0_B).float(), torch.from_numpy(active_L).float()
+        slope = penalty_slope(*counts, d.price, self.spec, self.training).times(warmth)
+        threshold = self._threshold().detach()
         theta_L = sums.threshold_gradient(threshold, slope, self.training.bandwidth)
-        return {
-            "b_enc": bias_L,
-            # The pre-encoder bias acts twice: added to the reconstruction, and taken off the encoder's input.
-            "b_dec": torch.from_numpy(g_BD).sum(0) - bias_L @ d.W_enc.detach(),
-            "threshold_parameter": theta_L * threshold if d.log_threshold else theta_L,
-        }
+        if d.log_threshold:
+            theta_L *= threshold
+        return self._bias_gradients(torch.from_numpy(sums.bias), g_BD) | {"threshold_parameter": theta_L}
+
+    def _bias_gradients(self, dz_L: Tensor, g_BD: Array) -> dict[str, Tensor]:
+        # The pre-encoder bias acts twice: added to the reconstruction, and taken off the encoder's input.
+        return {"b_enc": dz_L, "b_dec": torch.from_numpy(g_BD).sum(0) - dz_L @ self.dictionary.W_enc.detach()}
 
     def _constants(self, vectors: dict[str, Tensor], square: float, learning_rate: float) -> _Constants:
         if self.training.gradient_clip is not None:
@@ -265,4 +293,4 @@ class SparseStep:
 
     def _finish(self, vectors: dict[str, Tensor], constants: _Constants, learning_rate: float) -> None:
         self.adam.update({name: gradient * float(constants.clip) for name, gradient in vectors.items()}, learning_rate)
-        self.dictionary.keep_threshold_positive()
+        self.dictionary.restore_vectors()

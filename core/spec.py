@@ -17,17 +17,23 @@ class DictionarySpec:
     target_l0: float | None
     """Mean number of active latents that training aims at, or None where `l0_coefficient` is given."""
     l0_coefficient: float | None
-    """lambda: the price of one active latent, in units of normalised squared error."""
+    """lambda: the price of one active latent, in units of normalised squared error; for relu-l1 and gated, of activation."""
     seed: int
     tokens: int
     """Rows to train on."""
 
     @property
     def name(self) -> str:
-        """Unique among the dictionaries of a site: `width_16k_l0_50`, `width_16k_lambda_0.0006_seed_1`."""
+        """Unique among the dictionaries of a site: `width_16k_l0_50`, `topk_width_16k_l0_50`, `width_16k_lambda_0.0006_seed_1`."""
+        architecture = "" if self.architecture == "jumprelu" else f"{self.architecture}_"
         sparsity = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"lambda_{self.l0_coefficient:g}"
         seed = f"_seed_{self.seed}" if self.seed else ""
-        return f"width_{width_label(self.width)}_{sparsity}{seed}"
+        return f"{architecture}width_{width_label(self.width)}_{sparsity}{seed}"
+
+    @property
+    def k(self) -> int | None:
+        """Latents that are kept of each row, for a TopK SAE."""
+        return round(self.target_l0) if self.architecture == "topk" and self.target_l0 is not None else None
 
     def __str__(self) -> str:
         return f"{self.site} {self.name}"

@@ -19,7 +19,7 @@ class Normaliser:
     mean: Tensor
     """D, float32; zeros where inputs are only scaled."""
     scale: float
-    """C, so that the normalised rows have a mean squared norm of one (GS, section 3.2)."""
+    """C, so that the normalised rows have a mean squared norm of one (GS, section 3.2), or of D."""
 
     def __call__(self, x_BD: Tensor) -> Tensor:
         return (x_BD.float() - self.mean) / self.scale
@@ -61,9 +61,10 @@ class Moments:
         """E||x - E x||^2, what FVU is a fraction of."""
         return self.mean_square - float(self.mean @ self.mean)
 
-    def normaliser(self, inputs: Literal["scaled", "centred"]) -> Normaliser:
-        if inputs == "scaled":
-            return Normaliser(torch.zeros(len(self.total)), float(np.sqrt(self.mean_square)))
+    def normaliser(self, inputs: Literal["scaled", "centred", "scaled-to-d"]) -> Normaliser:
+        D = len(self.total)
+        if inputs != "centred":
+            return Normaliser(torch.zeros(D), float(np.sqrt(self.mean_square / (D if inputs == "scaled-to-d" else 1))))
         return Normaliser(torch.from_numpy(self.mean).float(), float(np.sqrt(self.variance)))
 
 

@@ -148,7 +148,7 @@ Seed = Annotated[int, Field(ge=0, examples=[0])]
 class Dictionaries(Section):
     """A grid: every width x every sparsity x every seed, at the sites that the glob names."""
 
-    architecture: Literal["jumprelu"] = Field("jumprelu", examples=["jumprelu"])
+    architecture: Literal["jumprelu", "relu-l1", "gated", "topk", "batch-topk"] = Field("jumprelu", examples=["jumprelu"])
     widths: Annotated[list[PositiveInt], BeforeValidator(_one_or_many)] = Field(min_length=1, examples=[[16_384]])
     target_l0s: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[50]])
     l0_coefficients: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[6e-4]])
@@ -166,6 +166,17 @@ class Dictionaries(Section):
                 f"target_l0s is {spell(self.target_l0s)}, and l0_coefficients is {spell(self.l0_coefficients)}; "
                 "expected one of the two; remove the other"
             )
+        if self.architecture in ("topk", "batch-topk"):
+            if self.l0_coefficients:
+                raise impossible(
+                    f"l0_coefficients is {spell(self.l0_coefficients)}; expected target_l0s, for {self.architecture} keeps a number of latents; "
+                    "write for example target_l0s: [50]"
+                )
+            for target in self.target_l0s or []:
+                if target != round(target):
+                    raise impossible(
+                        f"target_l0s has {target:g}; expected a whole number, for {self.architecture} keeps a number of latents; round it"
+                    )
         for target in self.target_l0s or []:
             if target >= min(self.widths):
                 raise impossible(

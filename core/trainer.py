@@ -1,7 +1,7 @@
 """Training: one dictionary's steps, and all dictionaries of a site on one read of its rows.
 
 A trainer's state after step t is a function of its configuration and of the batches 0 to t - 1, so that it can be stored, loaded
-and continued to the bit. How a step is computed: `core/sparse_step.py` on a CPU, `core/dense_step.py` elsewhere.
+and continued to the bit. How a step is computed: `core/sparse_step.py` and `core/dense_step.py`; which: `core/architectures.py`.
 """
 
 import math
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from core.adam import Adam
-from core.dense_step import DenseStep
+from core.architectures import begin, step_of
+from core.control import next_price
 from core.errors import SickDictionary
-from core.jumprelu import TrainingDictionary
-from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
 from core.training import Training
@@ -25,8 +24,8 @@ CHECK_STEPS = 50
 
 
 def steps_of(warmup: float, num_steps: int) -> float:
-    """A warm-up in steps, which below one is a share of all."""
-    return warmup * num_steps if warmup < 1 else warmup
+    """A warm-up in steps, which up to one is a share of all."""
+    return warmup * num_steps if warmup <= 1 else warmup
 
 
 def learning_rate_factor(step: int, num_steps: int, training: Training) -> float:
@@ -55,16 +54,10 @@ class Trainer:
         self.spec = spec
         self.training = training
         self.normaliser = normaliser.to(device)
-        self.dictionary = TrainingDictionary(
-            len(normaliser.mean),
-            spec.width,
-            seed=spec.seed,
-            threshold_init=training.threshold_init,
-            log_threshold=training.threshold_parameter == "log",
-        ).to(device)
+        self.dictionary = begin(len(normaliser.mean), spec, training).to(device)
         parameters = {name: p.detach() for name, p in self.dictionary.named_parameters()}
         self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
-        self._step = (SparseStep if device.type == "cpu" else DenseStep)(self.dictionary, self.adam, spec, training)
+        self._step = step_of(self.dictionary, self.adam, spec, training, device)
         self.sick = False
         self.num_steps = training.num_steps(spec.tokens)
         self.history: list[dict[str, float]] = []
@@ -87,9 +80,11 @@ class Trainer:
         """
         learning_rate = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
         x_BD = self.normaliser(x_BD)
-        if self.step == 0 and self.training.threshold_start and self.spec.target_l0:
-            self.dictionary.start_thresholds(x_BD, self.training.threshold_start * self.spec.target_l0)
+        if self.step == 0:
+            self.dictionary.start(x_BD)
+            self._step.refresh()
         error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
+        self.dictionary.price = next_price(self.dictionary.price, l0, self.spec, self.training)
         if self.step % CHECK_STEPS == 0 or self.done:
             self._check(error, l0)
 
@@ -122,15 +117,16 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything the next step depends on: tensors, and JSON values."""
-        weights = {f"weight.{name}": p for name, p in self.adam.parameters.items()}
+        weights = {f"weight.{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
         moments = {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        return weights | moments, {"step": self.step, "history": self.history}
+        return weights | moments, {"step": self.step, "price": self.dictionary.price, "history": self.history}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
-        for name, p in self.adam.parameters.items():
-            p.copy_(tensors[f"weight.{name}"])
+        for name, tensor in self.dictionary.state_dict().items():
+            tensor.copy_(tensors[f"weight.{name}"])
+        self.dictionary.price = float(values["price"])
         self.adam.load_state({key.removeprefix("adam."): tensor for key, tensor in tensors.items()}, values["step"])
         self._step.refresh()
         self.history = list(values["history"])

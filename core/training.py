@@ -4,13 +4,14 @@ A recipe is a set of defaults; what a suite file says beside it wins. Not here: 
 training itself (`core/trainer.py`).
 """
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from core.section import Section, impossible
+from core.section import Section, impossible, spell
 
-RecipeName = Literal["gemma-scope", "gemma-scope-2", "short-run"]
+RecipeName = Literal["gemma-scope", "gemma-scope-2", "anthropic-2025", "short-run"]
 
 # arXiv:2408.05147, section 3.2 ("GS"): what Gemma Scope trained with.
 GEMMA_SCOPE: dict[str, Any] = {
@@ -31,8 +32,25 @@ GEMMA_SCOPE: dict[str, Any] = {
 RECIPES: dict[str, dict[str, Any]] = {
     "gemma-scope": GEMMA_SCOPE,
     # Gemma Scope 2 technical paper, section 3: the longer warm-up of its quadratic penalty (Eq. 5), which dictionaries with a target L0
-    # have. Its frequency penalty and Matryoshka prefixes are not published and not here.
+    # have. The numbers of its frequency penalty and its Matryoshka prefixes are not published, so both are off.
     "gemma-scope-2": GEMMA_SCOPE | {"sparsity_warmup": 50_000},
+    # Anthropic's update of January 2025 (Conerly et al.); its lambda is 10 to 20.
+    "anthropic-2025": {
+        "objective": "tanh",
+        "inputs": "scaled-to-d",
+        "batch_rows": 32_768,
+        "learning_rate": 2e-4,
+        "learning_rate_warmup": 0,
+        "learning_rate_decay": 0.2,
+        "gradient_clip": 1.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "bandwidth": 2.0,
+        "threshold_init": 0.1,
+        "threshold_parameter": "log",
+        "sparsity_warmup": 1,
+    },
     # Ours, for a thousand steps or a few: what the papers' numbers cannot do in so few. tests/bench/RESULTS.md has the measurements.
     "short-run": {
         "inputs": "centred",  # in Gemma 3 the mean carries most of the square; centred, bandwidth and thresholds mean the same everywhere
@@ -58,6 +76,9 @@ SHORT_RUN_TOKENS = 20_000_000
 """Up to this many tokens a suite that names no recipe gets `short-run`."""
 
 
+Share = Annotated[float, Field(gt=0, lt=1, examples=[0.25])]
+
+
 class Training(Section):
     """One recipe with its numbers; dictionaries of a site share it, and with it the rows they see."""
 
@@ -71,15 +92,15 @@ class Training(Section):
     order_seed: int = Field(0, ge=0, examples=[0])
     """Seed of the order in which rows are read; the same for every dictionary of a site."""
 
-    inputs: Literal["scaled", "centred"] = Field(examples=["scaled"])
+    inputs: Literal["scaled", "centred", "scaled-to-d"] = Field(examples=["scaled"])
     """`scaled`: divided by one scalar to unit mean squared norm (GS). `centred`: the mean taken off first, which matters
-    where the mean carries most of the square, as in Gemma 3's residual stream."""
+    where the mean carries most of the square, as in Gemma 3's residual stream. `scaled-to-d`: to a mean squared norm of D, as Anthropic does."""
     max_norm: float | None = Field(None, gt=1, examples=[10])
     """Rows whose norm is more than this multiple of the site's median are left out of training."""
 
     learning_rate: float = Field(gt=0, examples=[7e-5])
     learning_rate_warmup: float = Field(ge=0, examples=[1_000])
-    """Steps of the cosine from a tenth of the learning rate to all of it; below one, a share of all steps."""
+    """Steps of the cosine from a tenth of the learning rate to all of it; up to one, a share of all steps."""
     learning_rate_decay: float = Field(ge=0, le=1, examples=[0.2])
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
     adam_beta1: float = Field(ge=0, lt=1, examples=[0.0])
@@ -93,6 +114,13 @@ class Training(Section):
     """Type of the factors of the product that finds a batch's active latents. bfloat16 only finds them: their values, and everything
     after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX); without effect on a GPU, so far."""
 
+    objective: Literal["l0", "tanh"] = Field("l0", examples=["l0"])
+    """For jumprelu: the L0 penalty of its paper, or Anthropic's tanh penalty with free decoder norms (`core/tanh.py`)."""
+    tanh_scale: float = Field(4.0, gt=0, examples=[4.0])
+    """The c of the tanh penalty."""
+    pre_activation_coefficient: float = Field(3e-6, ge=0, examples=[3e-6])
+    """Beside the tanh penalty: lambda_P of the loss that revives latents."""
+
     bandwidth: float = Field(gt=0, examples=[0.001])
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
     threshold_init: float = Field(gt=0, examples=[0.001])
@@ -104,11 +132,23 @@ class Training(Section):
     one learning rate a step, so a short run cannot learn a logarithm: from 0.001 to 0.03 takes 49,000 steps of 7e-5."""
 
     sparsity_warmup: float = Field(ge=0, examples=[10_000])
-    """Steps over which the sparsity penalty rises linearly from zero; below one, a share of all steps."""
+    """Steps over which the sparsity penalty rises linearly from zero; up to one, a share of all steps."""
     target_l0_objective: Literal["per-token", "batch-mean"] = Field("per-token", examples=["per-token"])
     """Whether every token is pulled to the target, or only the mean over the batch: different objectives."""
     target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
     """The lambda of the quadratic penalty; used by dictionaries with a target L0 alone."""
+
+    l0_control: float = Field(0.0, ge=0, le=1, examples=[0.01])
+    """For dictionaries with a target L0: how far each step moves the penalty's coefficient against what L0 misses of the target
+    (`core/control.py`). relu-l1 and gated dictionaries find their coefficient by it."""
+    frequency_coefficient: float = Field(0.0, ge=0, examples=[1e-3])
+    """For jumprelu: lambda of a penalty on latents that fire often, lambda / frequency_scale times the sum of squared frequencies."""
+    frequency_scale: float = Field(0.1, gt=0, examples=[0.1])
+    """Frequency at which that penalty's slope is that of 2 lambda L0; Google DeepMind tried 0.1 and 0.01."""
+    matryoshka_prefixes: list[Share] = Field([], examples=[[0.0625, 0.25]])
+    """For jumprelu: shares of the width, rising, whose first latents alone are to reconstruct as well."""
+    dead_rows: int = Field(10_000_000, gt=0, examples=[10_000_000])
+    """For topk and batch-topk: rows without firing after which a latent is taken up by the auxiliary loss."""
 
     checkpoint_steps: int = Field(1_000, gt=0, examples=[1_000])
     """Steps between checkpoints; changes no result."""
@@ -125,6 +165,12 @@ class Training(Section):
         name = given.get("recipe", "short-run" if short else "gemma-scope")
         recipe = RECIPES.get(name, GEMMA_SCOPE) if isinstance(name, str) else GEMMA_SCOPE
         return {"recipe": name} | recipe | given
+
+    @model_validator(mode="after")
+    def _rising_prefixes(self) -> "Training":
+        if any(a >= b for a, b in pairwise(self.matryoshka_prefixes)):
+            raise impossible(f"matryoshka_prefixes is {spell(self.matryoshka_prefixes)}; expected rising shares of the width; sort them")
+        return self
 
     @model_validator(mode="after")
     def _at_least_one_batch(self) -> "Training":

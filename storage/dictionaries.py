@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from core.jumprelu import Dictionary
+from core.dictionary import Dictionary
 from core.spec import DictionarySpec
 from storage.objects import Corrupt, Store
 
@@ -81,7 +81,7 @@ class DictionaryFolder:
         record = self._get("dictionary")
         if record is None:
             raise Corrupt(f"{self.store.path(self.prefix)} holds no finished dictionary; expected one; run the suite again")
-        return Dictionary(**self._get_tensors(record))
+        return Dictionary(**self._get_tensors(record), k=self.spec.k)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from core.errors import JumpsuiteError
-from core.jumprelu import Dictionary
+from core.dictionary import Dictionary
 from core.site import Site
 from core.spec import DictionarySpec, width_label
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.anatomy import device_of
 from core.fidelity import FREQUENCY_EDGES, row_fidelity, spliced_loss
-from core.jumprelu import Dictionary
+from core.dictionary import Dictionary
 from core.packing import SpecialTokens, is_text
 from core.site import Site
 from core.spec import DictionarySpec

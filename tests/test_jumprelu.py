@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from core.dense_step import project_rows
-from core.jumprelu import Dictionary, TrainingDictionary, jumprelu, step
+from core.dictionary import Dictionary
+from core.jumprelu import JumpReLUDictionary, jumprelu, step
 from core.objective import loss
 from core.site import Site
 from core.spec import DictionarySpec
@@ -144,7 +145,7 @@ def test_the_loss_gradient_in_the_thresholds_estimates_finite_differences_of_the
     """The same samples on both sides; 25 batches tell how much the two estimates of one number may differ."""
     D, L, price = 4, 6, 0.3
     generator = torch.Generator().manual_seed(4)
-    dictionary = TrainingDictionary(D, L, seed=0, threshold_init=0.5, log_threshold=False).double()
+    dictionary = JumpReLUDictionary(D, L, seed=0, threshold_init=0.5, log_threshold=False).double()
     with torch.no_grad():
         dictionary.W_enc.add_(0.3 * torch.randn(L, D, generator=generator, dtype=torch.float64))
         dictionary.b_dec.add_(0.1 * torch.randn(D, generator=generator, dtype=torch.float64))
@@ -179,9 +180,9 @@ def test_the_loss_gradient_in_the_thresholds_estimates_finite_differences_of_the
 # The dictionary in training
 
 
-def trained_looking(dimensions: int, width: int, *, log_threshold: bool) -> TrainingDictionary:
+def trained_looking(dimensions: int, width: int, *, log_threshold: bool) -> JumpReLUDictionary:
     generator = torch.Generator().manual_seed(5)
-    dictionary = TrainingDictionary(dimensions, width, seed=1, threshold_init=0.05, log_threshold=log_threshold)
+    dictionary = JumpReLUDictionary(dimensions, width, seed=1, threshold_init=0.05, log_threshold=log_threshold)
     with torch.no_grad():
         for name, spread in (("W_enc", 0.1), ("b_enc", 0.02), ("b_dec", 0.05), ("threshold_parameter", 0.01)):
             parameter = getattr(dictionary, name)
@@ -191,14 +192,14 @@ def trained_looking(dimensions: int, width: int, *, log_threshold: bool) -> Trai
 
 
 def test_training_begins_as_gemma_scope_says():
-    dictionary = TrainingDictionary(16, 64, seed=3, threshold_init=0.001, log_threshold=True)
+    dictionary = JumpReLUDictionary(16, 64, seed=3, threshold_init=0.001, log_threshold=True)
     torch.testing.assert_close(dictionary.W_dec.norm(dim=1), torch.ones(64))
     assert torch.equal(dictionary.W_enc, dictionary.W_dec)
     assert not dictionary.b_enc.any()
     assert not dictionary.b_dec.any()
     torch.testing.assert_close(dictionary.threshold, torch.full((64,), 0.001))
     assert dictionary.W_enc.data_ptr() != dictionary.W_dec.data_ptr(), "the encoder is free of the decoder afterwards"
-    assert not torch.equal(dictionary.W_dec, TrainingDictionary(16, 64, seed=4, threshold_init=0.001, log_threshold=True).W_dec)
+    assert not torch.equal(dictionary.W_dec, JumpReLUDictionary(16, 64, seed=4, threshold_init=0.001, log_threshold=True).W_dec)
 
 
 @pytest.mark.parametrize("inputs", ["scaled", "centred"])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.jumprelu import TrainingDictionary
+from core.jumprelu import JumpReLUDictionary
 from core.objective import (
     linear_penalty,
     loss,
@@ -116,7 +116,7 @@ def surrogate_loss(p: dict[str, Tensor], x: Tensor, *, log_threshold: bool, band
 def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(shape, seed, log_threshold, bandwidth, penalty, warmth, rows):
     B, D, L = shape
     generator = torch.Generator().manual_seed(seed)
-    dictionary = TrainingDictionary(D, L, seed=seed, threshold_init=0.3, log_threshold=log_threshold).double()
+    dictionary = JumpReLUDictionary(D, L, seed=seed, threshold_init=0.3, log_threshold=log_threshold).double()
     with torch.no_grad():
         for name, parameter in dictionary.named_parameters():
             if name != "W_dec":
@@ -138,7 +138,8 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
         recipe="gemma-scope", tokens=10, batch_rows=10, bandwidth=bandwidth, target_l0_coefficient=price, target_l0_objective=objective
     )
     spec = spec_of(target_l0=target, l0_coefficient=price if target is None else None, width=L)
-    total, error, active = loss(dictionary, x, spec, training, warmth)
+    total, error, f = loss(dictionary, x, spec, training, warmth)
+    active = f > 0
     total.backward()
 
     p = {name: parameter.detach().clone().requires_grad_() for name, parameter in dictionary.named_parameters()}
@@ -148,7 +149,7 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
     expected = expected_error + warmth * expected_penalty
     expected.backward()
 
-    assert torch.equal(active, mask)
+    assert torch.equal(active, mask > 0)
     assert not active[silent].any()
     assert active[full].all()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -161,7 +162,7 @@ def test_a_training_step_has_the_loss_and_the_five_gradients_of_plain_autograd(s
 
 
 def test_the_penalty_moves_thresholds_alone():
-    dictionary = TrainingDictionary(4, 8, seed=0, threshold_init=0.3, log_threshold=False)
+    dictionary = JumpReLUDictionary(4, 8, seed=0, threshold_init=0.3, log_threshold=False)
     x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
     training = Training(recipe="gemma-scope", tokens=10, batch_rows=10, bandwidth=0.5)
     gradients = []

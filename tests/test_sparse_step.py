@@ -16,7 +16,7 @@ from torch import Tensor
 from core import kernels, sparse_step
 from core.adam import Adam
 from core.dense_step import DenseStep
-from core.jumprelu import TrainingDictionary
+from core.jumprelu import JumpReLUDictionary
 from core.site import Site
 from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
@@ -34,10 +34,10 @@ def spec_of(width: int, target_l0: float | None = None) -> DictionarySpec:
     return DictionarySpec(Site(0, "resid_post"), "jumprelu", width, target_l0, None if target_l0 else 0.2, 0, 10_000)
 
 
-def dictionary_of(dimensions: int, width: int, seed: int, *, theta: float, log_threshold: bool = False) -> TrainingDictionary:
+def dictionary_of(dimensions: int, width: int, seed: int, *, theta: float, log_threshold: bool = False) -> JumpReLUDictionary:
     """One that looks trained: all its parameters are off their first values."""
     generator = torch.Generator().manual_seed(seed)
-    dictionary = TrainingDictionary(dimensions, width, seed=seed, threshold_init=theta, log_threshold=log_threshold)
+    dictionary = JumpReLUDictionary(dimensions, width, seed=seed, threshold_init=theta, log_threshold=log_threshold)
     with torch.no_grad():
         for name, spread in (("W_enc", 0.1), ("b_enc", 0.05), ("b_dec", 0.05), ("threshold_parameter", 0.02)):
             parameter = getattr(dictionary, name)
@@ -46,13 +46,13 @@ def dictionary_of(dimensions: int, width: int, seed: int, *, theta: float, log_t
     return dictionary
 
 
-def step_of(kind: type, dictionary: TrainingDictionary, spec: DictionarySpec, training: Training) -> SparseStep | DenseStep:
+def step_of(kind: type, dictionary: JumpReLUDictionary, spec: DictionarySpec, training: Training) -> SparseStep | DenseStep:
     parameters = {name: p.detach() for name, p in dictionary.named_parameters()}
     return kind(dictionary, Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon), spec, training)
 
 
-def twin(dictionary: TrainingDictionary) -> TrainingDictionary:
-    other = TrainingDictionary(*reversed(dictionary.W_dec.shape), seed=0, threshold_init=1.0, log_threshold=dictionary.log_threshold)
+def twin(dictionary: JumpReLUDictionary) -> JumpReLUDictionary:
+    other = JumpReLUDictionary(*reversed(dictionary.W_dec.shape), seed=0, threshold_init=1.0, log_threshold=dictionary.log_threshold)
     other.load_state_dict(dictionary.state_dict())
     return other
 
@@ -130,7 +130,7 @@ def test_many_sparse_steps_lead_where_dense_ones_lead(product, beta1, clip):
 def test_a_value_at_its_threshold_is_not_active_and_is_within_the_window():
     """Ties, with numbers that binary fractions hold exactly: z = theta = 0.5, and z = theta +- epsilon / 2."""
     eye = torch.eye(3)
-    dictionary = TrainingDictionary(3, 3, seed=0, threshold_init=0.5, log_threshold=False)
+    dictionary = JumpReLUDictionary(3, 3, seed=0, threshold_init=0.5, log_threshold=False)
     with torch.no_grad():
         dictionary.W_enc.copy_(eye)
         dictionary.W_dec.copy_(eye)
@@ -174,6 +174,7 @@ def test_a_bfloat16_product_finds_every_entry_that_a_float32_product_finds(outli
     assert max(abs(found["float32"][at] - found["bfloat16"][at]) for at in both) < 1e-5
 
 
+@settings(deadline=None)
 @given(bits=st.integers(0, 2**32 - 1))
 def test_the_kernels_bfloat16_is_torchs(bits):
     value = np.uint32(bits).view(np.float32)

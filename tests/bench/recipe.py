@@ -27,6 +27,7 @@ HELD_OUT = 16_384
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows")
+    parser.add_argument("--architecture", default="jumprelu", choices=["jumprelu", "relu-l1", "gated", "topk", "batch-topk"])
     parser.add_argument("--width", type=int, default=2_048)
     parser.add_argument("--l0", type=float, default=50)
     parser.add_argument("--tokens", type=int, default=1_000_000)
@@ -40,7 +41,7 @@ def main() -> None:
     given = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in args.set)}
     training = Training(**({"recipe": "short-run", "tokens": args.tokens} | given))
     normaliser = Moments.of(train).normaliser(training.inputs)
-    spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, args.seed, args.tokens)
+    spec = DictionarySpec(Site(0, "resid_post"), args.architecture, args.width, args.l0, None, args.seed, args.tokens)
     trainer = Trainer(spec, training, normaliser, torch.device("cpu"))
     generator = torch.Generator().manual_seed(args.seed)
     start = time.perf_counter()
@@ -48,7 +49,7 @@ def main() -> None:
         trainer.train_on(train[torch.randint(len(train), (training.batch_rows,), generator=generator)])
     seconds = time.perf_counter() - start
     scored = row_fidelity(trainer.dictionary.fold(normaliser), held_out.split(2_048))
-    settings = {"recipe": training.recipe, **given, "width": args.width, "tokens": args.tokens, "seed": args.seed}
+    settings = {"architecture": args.architecture, "recipe": training.recipe, **given, "width": args.width, "tokens": args.tokens, "seed": args.seed}
     measured = {"l0": round(scored.l0, 1), "fvu": round(scored.fvu, 4), "dead": round(scored.dead, 3), "seconds": round(seconds, 1)}
     print(json.dumps(settings | measured))
 

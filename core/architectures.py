@@ -1,0 +1,47 @@
+"""Which dictionary a name stands for, and which step trains it fastest."""
+
+import torch
+
+from core.adam import Adam
+from core.baselines import BatchTopK, Gated, ReLU, TopK
+from core.dense_step import DenseStep
+from core.dictionary import TrainingDictionary
+from core.jumprelu import JumpReLUDictionary
+from core.sparse_baselines import SparseGatedStep, SparseTopKStep
+from core.sparse_step import SparseStep
+from core.spec import DictionarySpec
+from core.tanh import TanhDictionary
+from core.training import Training
+
+Step = SparseStep | SparseTopKStep | SparseGatedStep | DenseStep
+
+
+def begin(dimensions: int, spec: DictionarySpec, training: Training) -> TrainingDictionary:
+    """A dictionary before its first step."""
+    width, seed = spec.width, spec.seed
+    match spec.architecture:
+        case "relu-l1":
+            return ReLU(dimensions, width, seed=seed)
+        case "gated":
+            return Gated(dimensions, width, seed=seed)
+        case "topk" | "batch-topk":
+            assert spec.target_l0 is not None
+            kind = TopK if spec.architecture == "topk" else BatchTopK
+            return kind(dimensions, width, seed=seed, k=round(spec.target_l0), dead_rows=training.dead_rows)
+    if training.objective == "tanh":
+        return TanhDictionary(dimensions, width, seed=seed, threshold_init=training.threshold_init)
+    return JumpReLUDictionary(
+        dimensions,
+        width,
+        seed=seed,
+        threshold_init=training.threshold_init,
+        log_threshold=training.threshold_parameter == "log",
+        start_l0=training.threshold_start * spec.target_l0 if training.threshold_start and spec.target_l0 else None,
+    )
+
+
+def step_of(dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device) -> Step:
+    """Sparse where there is such a step for the architecture and the device, else dense."""
+    sparse = {JumpReLUDictionary: SparseStep, TopK: SparseTopKStep, Gated: SparseGatedStep}.get(type(dictionary))
+    usable = sparse is not None and device.type == "cpu" and not training.matryoshka_prefixes
+    return (sparse if usable else DenseStep)(dictionary, adam, spec, training)

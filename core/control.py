@@ -1,0 +1,22 @@
+"""Control of L0: how the coefficient of a sparsity penalty is moved until a dictionary's mean L0 is its target.
+
+A penalty that pulls towards a target leaves L0 a little above it, where pull and fidelity balance. As in the method of multipliers, the
+integral of what is missing takes the remainder away: it is moved after every step, and rests only where L0 is on its target.
+"""
+
+from core.spec import DictionarySpec
+from core.training import Training
+
+L1_PRICE = 0.1
+"""The price of activation, ||f||_1, that control begins with where no coefficient is given, for inputs of unit mean square."""
+
+
+def next_price(price: float, l0: float, spec: DictionarySpec, training: Training) -> float:
+    """The integral after a step on which the mean L0 was `l0`; zero at the start, and for ever without a target.
+
+    The miss counts as a share of the target, and at most once the target: a start with half of all latents active says nothing of the end.
+    """
+    if spec.target_l0 is None:
+        return price
+    miss = max(-1.0, min(1.0, l0 / spec.target_l0 - 1))
+    return price + training.l0_control * miss
