@@ -13,7 +13,7 @@ from core.spec import DictionarySpec
 from core.tanh import TanhDictionary
 from core.training import Training
 
-Step = SparseStep | SparseTopKStep | SparseGatedStep | DenseStep
+Step = SparseStep | DenseStep
 
 
 def begin(dimensions: int, spec: DictionarySpec, training: Training) -> TrainingDictionary:
@@ -42,6 +42,12 @@ def begin(dimensions: int, spec: DictionarySpec, training: Training) -> Training
 
 def step_of(dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device) -> Step:
     """Sparse where there is such a step for the architecture and the device, else dense."""
-    sparse = {JumpReLUDictionary: SparseStep, TopK: SparseTopKStep, Gated: SparseGatedStep}.get(type(dictionary))
-    usable = sparse is not None and device.type == "cpu" and not training.matryoshka_prefixes
-    return (sparse if usable else DenseStep)(dictionary, adam, spec, training)
+    if device.type == "cpu":
+        match dictionary:
+            case TopK() if not isinstance(dictionary, BatchTopK):
+                return SparseTopKStep(dictionary, adam, spec, training)
+            case Gated():
+                return SparseGatedStep(dictionary, adam, spec, training)
+            case JumpReLUDictionary() if not (isinstance(dictionary, TanhDictionary) or training.matryoshka_prefixes):
+                return SparseStep(dictionary, adam, spec, training)
+    return DenseStep(dictionary, adam, spec, training)

@@ -12,11 +12,6 @@ from core.dictionary import TrainingDictionary, keep_largest
 class ReLU(TrainingDictionary):
     """f = ReLU(z), made sparse by a price on ||f||_1 (arXiv:2309.08600). Decoder rows of unit norm keep it from being paid by scale."""
 
-    @torch.no_grad()
-    def as_jumprelu(self) -> dict[str, Tensor]:
-        weights = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "threshold": torch.zeros_like(self.b_enc)}
-        return {name: tensor.double().cpu() for name, tensor in weights.items()}
-
 
 class Gated(TrainingDictionary):
     """f = H(pi_gate) ReLU(pi_mag), two readings of one encoder product u = (x - b_dec) W_enc (arXiv:2404.16014, section 3.2).
@@ -65,8 +60,8 @@ class TopK(TrainingDictionary):
         return self.kept
 
     @property
-    def dead_L(self) -> Tensor:
-        """Which latents have not fired for so long that the auxiliary loss takes them up."""
+    def dead(self) -> Tensor:
+        """L: which latents have not fired for so long that the auxiliary loss takes them up."""
         return self.rows_idle_L >= self.dead_rows
 
     def activate(self, z_BL: Tensor) -> Tensor:
@@ -79,8 +74,6 @@ class TopK(TrainingDictionary):
     @torch.no_grad()
     def note_fired(self, fired_L: Tensor, rows: int) -> None:
         self.rows_idle_L.add_(rows).masked_fill_(fired_L, 0)
-
-    as_jumprelu = ReLU.as_jumprelu
 
 
 class BatchTopK(TopK):

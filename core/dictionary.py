@@ -107,9 +107,14 @@ class TrainingDictionary(nn.Module):
     def restore_vectors(self) -> None:
         """Constraints of parameters other than the two matrices."""
 
+    @torch.no_grad()
     def as_jumprelu(self) -> dict[str, Tensor]:
-        """W_enc (L x D), b_enc, W_dec (L x D) and threshold of the JumpReLU SAE that this is, on normalised inputs, in float64."""
-        raise NotImplementedError
+        """W_enc (L x D), b_enc, W_dec (L x D) and threshold of the JumpReLU SAE that this is, on normalised inputs, in float64.
+
+        With a threshold of zero it is a ReLU.
+        """
+        weights = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "threshold": torch.zeros_like(self.b_enc)}
+        return {name: tensor.double().cpu() for name, tensor in weights.items()}
 
     @property
     def k(self) -> int | None:

@@ -76,9 +76,7 @@ class JumpReLUDictionary(TrainingDictionary):
         start_l0: mean L0 at which thresholds are put on the first batch, or None to leave them at threshold_init.
     """
 
-    def __init__(
-        self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool, start_l0: float | None = None
-    ) -> None:
+    def __init__(self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool, start_l0: float | None = None) -> None:
         super().__init__(dimensions, width, seed=seed)
         self.log_threshold = log_threshold
         self.start_l0 = start_l0
@@ -109,8 +107,7 @@ class JumpReLUDictionary(TrainingDictionary):
 
     @torch.no_grad()
     def as_jumprelu(self) -> dict[str, Tensor]:
-        tensors = {"W_enc": self.W_enc, "b_enc": self.b_enc, "W_dec": self.W_dec, "threshold": self.threshold}
-        return {name: tensor.double().cpu() for name, tensor in tensors.items()}
+        return super().as_jumprelu() | {"threshold": self.threshold.double().cpu()}
 
 
 @torch.no_grad()

@@ -5,17 +5,16 @@ March 2025. B rows, D dimensions, L latents.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from core import tanh
 from core.baselines import Gated, ReLU, TopK
 from core.control import L1_PRICE
 from core.dictionary import TrainingDictionary, keep_largest
 from core.jumprelu import JumpReLUDictionary, jumprelu, step
-from core import tanh
 from core.spec import DictionarySpec
 from core.training import Training
 
@@ -35,8 +34,18 @@ def loss(dictionary: TrainingDictionary, x_BD: Tensor, spec: DictionarySpec, tra
     Args:
         x_BD: normalised activations. warmth: share of the sparsity penalty that is switched on, from 0 to 1.
     """
-    name = "tanh" if isinstance(dictionary, tanh.TanhDictionary) else spec.architecture
-    return LOSSES[name](dictionary, x_BD, spec, training, warmth)
+    match dictionary:
+        case tanh.TanhDictionary():
+            return tanh_loss(dictionary, x_BD, warmth * l1_price(dictionary, spec), training)
+        case JumpReLUDictionary():
+            return jumprelu_loss(dictionary, x_BD, spec, training, warmth)
+        case ReLU():
+            return relu_l1_loss(dictionary, x_BD, warmth * l1_price(dictionary, spec))
+        case Gated():
+            return gated_loss(dictionary, x_BD, warmth * l1_price(dictionary, spec))
+        case TopK():
+            return topk_loss(dictionary, x_BD)
+    raise TypeError(f"{type(dictionary).__name__} has no loss")
 
 
 def squared_error(x_BD: Tensor, reconstruction_BD: Tensor) -> Tensor:
@@ -131,7 +140,8 @@ def matryoshka_error(dictionary: TrainingDictionary, x_BD: Tensor, f_BL: Tensor,
     Args:
         error: that of all latents. prefixes: shares of the width, rising.
     """
-    reconstruction_BD, first, errors = dictionary.b_dec, 0, [error]
+    reconstruction_BD: Tensor = dictionary.b_dec
+    first, errors = 0, [error]
     for share in prefixes:
         last = math.ceil(share * f_BL.shape[1])
         reconstruction_BD = reconstruction_BD + f_BL[:, first:last] @ dictionary.W_dec[first:last]
@@ -140,13 +150,13 @@ def matryoshka_error(dictionary: TrainingDictionary, x_BD: Tensor, f_BL: Tensor,
     return torch.stack(errors).mean()
 
 
-def tanh_loss(dictionary: tanh.TanhDictionary, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> Loss:
+def tanh_loss(dictionary: tanh.TanhDictionary, x_BD: Tensor, price: float, training: Training) -> Loss:
     """||x - x_hat||^2 + lambda_S sum tanh(c f ||d||) + lambda_P sum ReLU(theta - z) ||d|| (Anthropic's update of January 2025)."""
     z_BL, f_BL = tanh.activate(dictionary, x_BD, training.bandwidth)
     error = squared_error(x_BD, dictionary.decode(f_BL))
-    sparse = l1_price(dictionary, spec) * tanh.tanh_penalty(f_BL, dictionary.W_dec, training.tanh_scale)
+    sparse = price * tanh.tanh_penalty(f_BL, dictionary.W_dec, training.tanh_scale)
     alive = training.pre_activation_coefficient * tanh.pre_activation_penalty(z_BL, dictionary.threshold, dictionary.W_dec)
-    return Loss(error + warmth * sparse + alive, error.detach(), f_BL.detach())
+    return Loss(error + sparse + alive, error.detach(), f_BL.detach())
 
 
 # The others
@@ -157,14 +167,14 @@ def l1_price(dictionary: TrainingDictionary, spec: DictionarySpec) -> float:
     return spec.l0_coefficient if spec.l0_coefficient is not None else L1_PRICE * math.exp(dictionary.price)
 
 
-def relu_l1_loss(dictionary: ReLU, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> Loss:
+def relu_l1_loss(dictionary: ReLU, x_BD: Tensor, price: float) -> Loss:
     """||x - x_hat||^2 + lambda ||f||_1 (arXiv:2309.08600, section 2; here with unit decoder rows)."""
     f_BL = dictionary.pre_activations(x_BD).relu()
     error = squared_error(x_BD, dictionary.decode(f_BL))
-    return Loss(error + warmth * l1_price(dictionary, spec) * f_BL.sum(1).mean(), error.detach(), f_BL.detach())
+    return Loss(error + price * f_BL.sum(1).mean(), error.detach(), f_BL.detach())
 
 
-def gated_loss(dictionary: Gated, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> Loss:
+def gated_loss(dictionary: Gated, x_BD: Tensor, price: float) -> Loss:
     """||x - x_hat||^2 + lambda ||ReLU(pi_gate)||_1 + ||x - x_hat_frozen(ReLU(pi_gate))||^2 (arXiv:2404.16014, Eq. 8).
 
     The last term, through a decoder that it does not move, is what trains the gate to tell which latents are needed.
@@ -173,14 +183,14 @@ def gated_loss(dictionary: Gated, x_BD: Tensor, spec: DictionarySpec, training: 
     f_BL, open_BL = (gate_BL > 0) * magnitude_BL.relu(), gate_BL.relu()
     error = squared_error(x_BD, dictionary.decode(f_BL))
     frozen = squared_error(x_BD, torch.addmm(dictionary.b_dec.detach(), open_BL, dictionary.W_dec.detach()))
-    return Loss(error + frozen + warmth * l1_price(dictionary, spec) * open_BL.sum(1).mean(), error.detach(), f_BL.detach())
+    return Loss(error + frozen + price * open_BL.sum(1).mean(), error.detach(), f_BL.detach())
 
 
 AUXILIARY_SHARE = 1 / 32
 """alpha of arXiv:2406.04093, appendix A.2."""
 
 
-def topk_loss(dictionary: TopK, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> Loss:
+def topk_loss(dictionary: TopK, x_BD: Tensor) -> Loss:
     """||x - x_hat||^2, and the auxiliary loss while latents are dead (arXiv:2406.04093, appendix A.2). BatchTopK's is the same."""
     z_BL = dictionary.pre_activations(x_BD)
     f_BL = dictionary.activate(z_BL)
@@ -195,19 +205,9 @@ def auxiliary_loss(dictionary: TopK, z_BL: Tensor, residual_BD: Tensor) -> Tenso
 
     Normalised as in OpenAI's code, which its paper does not say.
     """
-    dead_L = dictionary.dead_L
+    dead_L = dictionary.dead
     num_dead, spread = int(dead_L.sum()), squared_error(residual_BD, residual_BD.mean(0, keepdim=True))
     if not num_dead or not spread:
         return z_BL.new_zeros(())
     strongest = keep_largest(z_BL.relu().masked_fill(~dead_L, 0), min(residual_BD.shape[1] // 2, num_dead))
     return squared_error(residual_BD, strongest @ dictionary.W_dec) / spread
-
-
-LOSSES: dict[str, Callable[..., Loss]] = {
-    "jumprelu": jumprelu_loss,
-    "tanh": tanh_loss,
-    "relu-l1": relu_l1_loss,
-    "gated": gated_loss,
-    "topk": topk_loss,
-    "batch-topk": topk_loss,
-}

@@ -24,7 +24,7 @@ class _OrDense(SparseStep):
         super().__init__(dictionary, adam, spec, training)
         self.dense = DenseStep(dictionary, adam, spec, training)
 
-    def _dense(self, x_BD: Tensor, centred_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
+    def _dense(self, x_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
         with torch.enable_grad():
             result = self.dense(x_BD, learning_rate, warmth)
         self._copy_encoder()
@@ -46,7 +46,7 @@ class SparseTopKStep(_OrDense):
         return self._zeros
 
     def _entries(self, centred_BD: Tensor) -> Entries | None:
-        if self.dictionary.dead_L.any():
+        if self.dictionary.dead.any():
             return None
         k = min(self.dictionary.kept, len(self._zeros))
         latent_BK, z_BK = torch.empty(len(centred_BD), k, dtype=torch.int32), torch.empty(len(centred_BD), k)
@@ -54,7 +54,7 @@ class SparseTopKStep(_OrDense):
             z_BK[piece], latent_BK[piece] = product_BL.add_(self.dictionary.b_enc).topk(k, dim=1, sorted=False)
         return Entries(np.arange(len(z_BK) + 1, dtype=np.int64) * k, latent_BK.flatten().numpy(), z_BK.flatten().numpy())
 
-    def _vector_gradients(self, sums: LatentSums, l0_B: Array, active_L: Array, g_BD: Array, warmth: float) -> dict[str, Tensor]:
+    def _vector_gradients(self, sums: LatentSums, l0_B: Array, active_L: Array, g_BD: Array, warmth: float) -> dict[str, Tensor]:  # noqa: ARG002
         self.dictionary.note_fired(torch.from_numpy(active_L > 0), len(l0_B))
         return self._bias_gradients(torch.from_numpy(sums.bias), g_BD)
 

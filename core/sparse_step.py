@@ -130,7 +130,7 @@ class SparseStep:
             centred_BD = x_BD - self.dictionary.b_dec
             entries = self._entries(centred_BD)
             if entries is None:
-                return self._dense(x_BD, centred_BD, learning_rate, warmth)
+                return self._dense(x_BD, learning_rate, warmth)
             return self._sparse(x_BD, centred_BD, entries, learning_rate, warmth)
 
     def _products(self, x_BD: Tensor, W_LD: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -228,10 +228,10 @@ class SparseStep:
         kernels.step_sparse(*by_latent, *self._rows(), constants)
         self._finish(vectors, constants, learning_rate)
 
-    def _dense(self, x_BD: Tensor, centred_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
+    def _dense(self, x_BD: Tensor, learning_rate: float, warmth: float) -> tuple[float, float]:
         self.adam.begin_step()
         d = self.dictionary
-        W_dec = d.W_dec.detach()
+        W_dec, centred_BD = d.W_dec.detach(), x_BD - d.b_dec
         threshold = self._threshold().detach().numpy()
         gradient = {"W_dec": torch.zeros_like(W_dec), "W_enc": torch.zeros_like(W_dec)}
         g_BD, error_B, l0_B = torch.empty_like(x_BD), torch.empty(len(x_BD)), np.empty(len(x_BD), np.int32)

@@ -21,6 +21,8 @@ class DictionarySpec:
     seed: int
     tokens: int
     """Rows to train on."""
+    learning_rate: float | None = None
+    """Where it is not `training.learning_rate`."""
 
     @property
     def name(self) -> str:
@@ -28,7 +30,8 @@ class DictionarySpec:
         architecture = "" if self.architecture == "jumprelu" else f"{self.architecture}_"
         sparsity = f"l0_{self.target_l0:g}" if self.target_l0 is not None else f"lambda_{self.l0_coefficient:g}"
         seed = f"_seed_{self.seed}" if self.seed else ""
-        return f"{architecture}width_{width_label(self.width)}_{sparsity}{seed}"
+        rate = f"_lr_{self.learning_rate:g}" if self.learning_rate is not None else ""
+        return f"{architecture}width_{width_label(self.width)}_{sparsity}{rate}{seed}"
 
     @property
     def k(self) -> int | None:

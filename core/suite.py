@@ -146,13 +146,15 @@ Seed = Annotated[int, Field(ge=0, examples=[0])]
 
 
 class Dictionaries(Section):
-    """A grid: every width x every sparsity x every seed, at the sites that the glob names."""
+    """A grid: every width x every sparsity x every learning rate x every seed, at the sites that the glob names."""
 
     architecture: Literal["jumprelu", "relu-l1", "gated", "topk", "batch-topk"] = Field("jumprelu", examples=["jumprelu"])
     widths: Annotated[list[PositiveInt], BeforeValidator(_one_or_many)] = Field(min_length=1, examples=[[16_384]])
     target_l0s: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[50]])
     l0_coefficients: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[6e-4]])
     seeds: Annotated[list[Seed], BeforeValidator(_one_or_many)] = Field([0], min_length=1, examples=[[0]])
+    learning_rates: Annotated[list[PositiveFloat], BeforeValidator(_one_or_many)] | None = Field(None, examples=[[1e-3, 2e-3]])
+    """In place of training.learning_rate."""
     sites: str = Field("*", min_length=1, examples=["L09.*"])
     tokens: int | None = Field(None, gt=0, examples=[8_000_000_000])
     """Rows to train these on, where it is not `training.tokens`."""
@@ -189,11 +191,13 @@ class Dictionaries(Section):
         if not site.matches(self.sites):
             return []
         targets = [(target, None) for target in self.target_l0s or []]
+        rates: list[float | None] = list(self.learning_rates) if self.learning_rates else [None]
         prices = [(None, price) for price in self.l0_coefficients or []]
         return [
-            DictionarySpec(site, self.architecture, width, target, price, seed, self.tokens or tokens)
+            DictionarySpec(site, self.architecture, width, target, price, seed, self.tokens or tokens, rate)
             for width in self.widths
             for target, price in [*targets, *prices]
+            for rate in rates
             for seed in self.seeds
         ]
 
@@ -289,4 +293,4 @@ class Suite(Section):
 FORMATS = {"harvest": 1, "dictionary": 1, "scorecard": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
-RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "prefect"}
+RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "paces", "prefect"}

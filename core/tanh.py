@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.dictionary import TrainingDictionary
 from core.jumprelu import JumpReLUDictionary, firing_levels, near
 
 FIRING_AT_START = 10_000
@@ -67,16 +66,18 @@ class TanhDictionary(JumpReLUDictionary):
 
 def tanh_penalty(f_BL: Tensor, W_dec: Tensor, scale: float) -> Tensor:
     """sum_l tanh(c |f_l| ||d_l||), mean over the batch: near L0 where c f is large."""
-    return torch.tanh(scale * f_BL.abs() * W_dec.norm(dim=1)).sum(1).mean()
+    penalty: Tensor = torch.tanh(scale * f_BL.abs() * W_dec.norm(dim=1)).sum(1).mean()
+    return penalty
 
 
 def pre_activation_penalty(z_BL: Tensor, threshold_L: Tensor, W_dec: Tensor) -> Tensor:
     """sum_l ReLU(theta_l - z_l) ||d_l||, mean over the batch: it brings latents that never fire back."""
-    return ((threshold_L - z_BL).relu() * W_dec.norm(dim=1)).sum(1).mean()
+    penalty: Tensor = ((threshold_L - z_BL).relu() * W_dec.norm(dim=1)).sum(1).mean()
+    return penalty
 
 
-def activate(dictionary: TrainingDictionary, x_BD: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+def activate(dictionary: TanhDictionary, x_BD: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     """z and f, B x L."""
-    assert isinstance(dictionary, TanhDictionary)
     z_BL = dictionary.pre_activations(x_BD)
-    return z_BL, JumpReLUOfLog.apply(z_BL, dictionary.threshold_parameter, bandwidth)  # type: ignore[no-untyped-call]
+    f_BL: Tensor = JumpReLUOfLog.apply(z_BL, dictionary.threshold_parameter, bandwidth)  # type: ignore[no-untyped-call]
+    return z_BL, f_BL

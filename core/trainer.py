@@ -5,6 +5,7 @@ and continued to the bit. How a step is computed: `core/sparse_step.py` and `cor
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -59,6 +60,8 @@ class Trainer:
         self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
         self._step = step_of(self.dictionary, self.adam, spec, training, device)
         self.sick = False
+        self.seconds: list[float] = []
+        """Of each step in this process."""
         self.num_steps = training.num_steps(spec.tokens)
         self.history: list[dict[str, float]] = []
         """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
@@ -78,13 +81,15 @@ class Trainer:
         Raises:
             SickDictionary: the loss is not finite, no latent fires, or L0 is stuck far above where it should be.
         """
-        learning_rate = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
+        began = time.perf_counter()
+        learning_rate = (self.spec.learning_rate or self.training.learning_rate) * learning_rate_factor(self.step, self.num_steps, self.training)
         x_BD = self.normaliser(x_BD)
         if self.step == 0:
             self.dictionary.start(x_BD)
             self._step.refresh()
         error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
         self.dictionary.price = next_price(self.dictionary.price, l0, self.spec, self.training)
+        self.seconds.append(time.perf_counter() - began)
         if self.step % CHECK_STEPS == 0 or self.done:
             self._check(error, l0)
 

@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("run", run, "Do everything of a suite that is missing. Safe to repeat: retrying is running again.")
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
     on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
+    on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
     release.add_argument("--to", metavar="DIR", help="folder of the release (default: <store>/<suite name>/release)")
     verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
@@ -103,7 +104,6 @@ def plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     suite = _suite(options)
     _settle_prefect(options)
-    from flows.outcome import MISCONFIGURED
     from flows.suite import suite_flow
     from storage.catalogue import Catalogue
     from tasks.evaluate import scorecards
@@ -114,13 +114,7 @@ def run(options: argparse.Namespace) -> int:
     state = suite_flow(suite, options.store, options.only, return_state=True)
     _show(catalogue, list(scorecards(catalogue)))
     if not state.is_completed():
-        failed = (state.message or "unknown").splitlines()
-        for line in failed:
-            _complain(f"failed: {line}")
-        if state.name == MISCONFIGURED:
-            return MISUSED
-        _next(f"jumpsuite run {_again(options)}    (does only what is missing)")
-        return FAILED
+        return _failed(state, f"jumpsuite run {_again(options)}    (does only what is missing)")
     minutes = (time.monotonic() - began) / 60
     if options.only == "*":
         release = catalogue.folder_of_suite / "release"
@@ -151,6 +145,27 @@ def report(options: argparse.Namespace) -> int:
         raise JumpsuiteError(f"{catalogue.suite.name} has no scorecard yet; expected a suite that was run; run jumpsuite run {_again(options)}")
     _show(catalogue, scored)
     _next(f"jumpsuite release {_again(options)} --to DIR")
+    return DONE
+
+
+def study(options: argparse.Namespace) -> int:
+    suite = _suite(options)
+    _settle_prefect(options)
+    from flows.study import study_flow
+    from storage.catalogue import Catalogue
+    from tasks.study import write_study
+
+    state = study_flow(suite, options.store, options.only, return_state=True)
+    catalogue = Catalogue(suite, options.store, options.only)
+    if not state.is_completed():
+        return _failed(state, f"jumpsuite study {_again(options)}    (does only what is missing)")
+    found = write_study(catalogue)
+    assert found is not None
+    print(f"\n{found.table}\n")
+    for sentence in found.sentences:
+        print(sentence)
+    print(f"Table, picture and numbers: {_short(catalogue.folder_of_suite)}/study.md, study.svg, study.png, study.parquet")
+    _next(f"jumpsuite report {_again(options)}")
     return DONE
 
 
@@ -220,6 +235,17 @@ def _show(catalogue: "Catalogue", scored: Any) -> None:
         for missed in missed_targets(scored):
             print(missed)
         print(f"Picture and table: {_short(catalogue.folder_of_suite / 'pareto.png')}, metrics.parquet")
+
+
+def _failed(state: Any, again: str) -> int:
+    from flows.outcome import MISCONFIGURED
+
+    for line in (state.message or "unknown").splitlines():
+        _complain(f"failed: {line}")
+    if state.name == MISCONFIGURED:
+        return MISUSED
+    _next(again)
+    return FAILED
 
 
 def _again(options: argparse.Namespace, only: str | None = None) -> str:

@@ -14,6 +14,17 @@ from tasks.report import write_report
 @flow(name="suite", flow_run_name="suite {suite.name}")
 def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     """Do what of the suite is missing. A failed site leaves the others running, and the suite Failed with its name."""
+    failure = train_and_score(suite, store, only)
+    if failure:
+        return failure
+    if only != "*":
+        return Completed(message="Done; a release needs every site, so run without --only to make one")
+    released = release_flow(suite, store, return_state=True)
+    return released if released.is_completed() else Failed(message=f"release: {released.message}")
+
+
+def train_and_score(suite: Suite, store: str, only: str) -> State | None:
+    """Leave every dictionary of the sites scored, and a report; or give the Failed state that says what went wrong."""
     harvested = harvest_flow(suite, store, only, return_state=True)
     if not harvested.is_completed():
         return Failed(message=f"harvest: {harvested.message}", name=harvested.name)
@@ -21,9 +32,4 @@ def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     ended = {site: site_flow(suite, str(site), store, return_state=True) for site in catalogue.sites}
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
     write_report(catalogue)
-    if failed:
-        return Failed(message="\n".join(failed))
-    if only != "*":
-        return Completed(message="Done; a release needs every site, so run without --only to make one")
-    released = release_flow(suite, store, return_state=True)
-    return released if released.is_completed() else Failed(message=f"release: {released.message}")
+    return Failed(message="\n".join(failed)) if failed else None

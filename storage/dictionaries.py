@@ -4,6 +4,7 @@
                                dictionary.json, dictionary.safetensors the finished dictionary
                                scorecard-KEY.json                      one for each configuration of the evaluation
                                failure.json                            why the last attempt ended, until one succeeds
+    paces/SITE/NAME-KEY.json   how long a step took: of the machine and the moment, so not among what a configuration makes
 
 The JSON record is written last and carries the checksum of the tensors: no record, no dictionary.
 """
@@ -94,6 +95,19 @@ class DictionaryFolder:
 
     def save_scorecard(self, key: str, scorecard: dict[str, Any]) -> None:
         self._put(f"scorecard-{key}", scorecard)
+
+    @property
+    def pace(self) -> float | None:
+        """Median seconds of a training step, or None where it was not noted."""
+        record = self.store.get_record(self._pace)
+        return float(record["seconds_a_step"]) if record else None
+
+    def note_pace(self, seconds_a_step: float) -> None:
+        self.store.put_record(self._pace, {"seconds_a_step": seconds_a_step})
+
+    @property
+    def _pace(self) -> str:
+        return self.prefix.replace("dictionaries", "paces", 1) + ".json"
 
     # Failure
 

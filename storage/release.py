@@ -2,7 +2,7 @@
 
     README.md  suite.yaml  metrics.parquet  pareto.png
     saelens/SITE/NAME/cfg.json, sae_weights.safetensors                      sae_lens.SAE.load_from_disk
-    gemma_scope/{res,mlp,att}/layer_L/width_W/average_l0_N/params.npz        Gemma Scope's tree
+    gemma_scope/{res,mlp,att}/layer_L/width_W/average_l0_N/params.npz        Gemma Scope's tree, which has no form for TopK
     scorecards/SITE/NAME.json     what was measured of each
     samples/SITE.safetensors      held-out rows to verify them on, without the model
     release.key                   names the scorecards and the code that made it
@@ -29,8 +29,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from core.errors import JumpsuiteError
 from core.dictionary import Dictionary
+from core.errors import JumpsuiteError
 from core.site import Site
 from core.spec import DictionarySpec, width_label
 
@@ -119,12 +119,14 @@ def write_dictionaries(folder: Path, released: list[ReleasedDictionary]) -> list
     taken: set[str] = set()
     for one in released:
         _write_saelens(folder / one.saelens_path, one)
-        path = one.gemma_scope_path
-        if path in taken:  # two dictionaries of a site may have the same mean L0
-            path = f"{path}_{one.spec.name}"
-        taken.add(path)
-        _write(folder / path / "params.npz", _npz(one.dictionary))
-        card = one.scorecard | {"saelens": one.saelens_path, "gemma_scope": path}
+        card = one.scorecard | {"saelens": one.saelens_path, "gemma_scope": None}
+        if one.dictionary.k is None:
+            path = one.gemma_scope_path
+            if path in taken:  # two dictionaries of a site may have the same mean L0
+                path = f"{path}_{one.spec.name}"
+            taken.add(path)
+            _write(folder / path / "params.npz", _npz(one.dictionary))
+            card["gemma_scope"] = path
         _write(folder / one.scorecard_path, json.dumps(card, indent=2, sort_keys=True).encode() + b"\n")
         cards.append(card)
     return cards
@@ -136,9 +138,11 @@ def write_sample(folder: Path, site: Site, rows: Tensor) -> None:
 
 def _write_saelens(folder: Path, one: ReleasedDictionary) -> None:
     """SAELens's folder. `apply_b_dec_to_input` would default to true, and metadata without a version would be thrown away."""
-    tensors = one.dictionary.tensors()
+    tensors, k = one.dictionary.tensors(), one.dictionary.k
+    if k is not None:
+        del tensors["threshold"]
     config = {
-        "architecture": "jumprelu",
+        **({"architecture": "jumprelu"} if k is None else {"architecture": "topk", "k": k, "rescale_acts_by_decoder_norm": False}),
         "d_in": tensors["W_enc"].shape[0],
         "d_sae": tensors["W_enc"].shape[1],
         "dtype": "float32",
@@ -221,12 +225,17 @@ def read_dictionary(folder: Path, scorecard: dict[str, Any]) -> dict[str, Dictio
     Raises:
         JumpsuiteError: a file does not hold the five float32 tensors of one shape.
     """
-    weights = folder / scorecard["saelens"] / "sae_weights.safetensors"
-    params = folder / scorecard["gemma_scope"] / "params.npz"
+    where = folder / scorecard["saelens"]
     try:
-        with np.load(params, allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-        return {"saelens": Dictionary(**safetensors.torch.load_file(weights)), "gemma_scope": Dictionary(**arrays)}
+        weights, k = safetensors.torch.load_file(where / "sae_weights.safetensors"), json.loads((where / "cfg.json").read_bytes()).get("k")
+        if k is not None:
+            weights["threshold"] = torch.zeros_like(weights["b_enc"])
+        found = {"saelens": Dictionary(**weights, k=k)}
+        if scorecard["gemma_scope"]:
+            with np.load(folder / scorecard["gemma_scope"] / "params.npz", allow_pickle=False) as archive:
+                arrays: dict[str, Any] = {name: torch.from_numpy(archive[name]) for name in archive.files}
+            found["gemma_scope"] = Dictionary(**arrays)
+        return found
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         raise JumpsuiteError(f"{scorecard['saelens']} cannot be loaded ({error})") from None
 

@@ -17,6 +17,8 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
         description: of the harvest. hooks: each site's place as a Hugging Face hook point.
     """
     title = suite.release.title or suite.name
+    kinds = {grid.architecture for grid in suite.dictionaries}
+    what = "JumpReLU sparse autoencoders" if kinds == {"jumprelu"} else f"sparse autoencoders ({', '.join(sorted(kinds))})"
     front = {"license": suite.release.license, "library_name": "saelens", "tags": ["sparse-autoencoder", "jumprelu", "interpretability"]}
     if _on_hub(suite.model.source):
         front["base_model"] = suite.model.source
@@ -29,7 +31,7 @@ def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks:
 
 # {_plain(title)}
 
-{len(scored)} JumpReLU sparse autoencoders ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite at
+{len(scored)} {what} ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite at
 commit {trained}, scored at {scored_by}.
 {_paragraph(suite.release.notes)}
 | | |
@@ -60,16 +62,7 @@ latents = sae.encode(activations)       # raw activations of {hooks[str(first_sp
 reconstruction = sae.decode(latents)
 ```
 
-With NumPy alone (Gemma Scope's format):
-
-```python
-import numpy as np
-
-p = np.load("{first_card["gemma_scope"]}/params.npz")
-z = activations @ p["W_enc"] + p["b_enc"]
-reconstruction = (z * (z > p["threshold"])) @ p["W_dec"] + p["b_dec"]
-```
-
+{_with_numpy(scored)}
 Activations are raw: their scale, mean and the pre-encoder bias are folded into the weights. `attn_z` takes the heads
 concatenated, as the input of the attention's output projection has them.
 
@@ -86,6 +79,22 @@ concatenated, as the input of the attention's output projection has them.
 - "Dead %" counts latents that fired on none of the {first_card["rows"]:,} held-out rows; rare latents count as dead here.
 
 `jumpsuite verify` checks `SHA256SUMS` and runs every dictionary on `samples/` against its scorecard.
+"""
+
+
+def _with_numpy(scored: Scored) -> str:
+    path = next((card["gemma_scope"] for _, card in scored if card["gemma_scope"]), None)
+    if path is None:
+        return ""
+    return f"""With NumPy alone (Gemma Scope's format):
+
+```python
+import numpy as np
+
+p = np.load("{path}/params.npz")
+z = activations @ p["W_enc"] + p["b_enc"]
+reconstruction = (z * (z > p["threshold"])) @ p["W_dec"] + p["b_dec"]
+```
 """
 
 

@@ -12,8 +12,8 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from core.anatomy import device_of
-from core.fidelity import FREQUENCY_EDGES, row_fidelity, spliced_loss
 from core.dictionary import Dictionary
+from core.fidelity import FREQUENCY_EDGES, row_fidelity, spliced_loss
 from core.packing import SpecialTokens, is_text
 from core.site import Site
 from core.spec import DictionarySpec

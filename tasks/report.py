@@ -30,6 +30,7 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
             "layer": spec.site.layer,
             "kind": spec.site.kind,
             "name": spec.name,
+            "architecture": spec.architecture,
             "width": spec.width,
             "target_l0": spec.target_l0,
             "l0_coefficient": spec.l0_coefficient,
@@ -73,9 +74,14 @@ def cells(scored: Scored) -> list[tuple[str, ...]]:
 
 
 def table(scored: Scored) -> str:
-    """The table a terminal shows, and a line that says what its columns are."""
-    lines = [COLUMNS, *cells(scored)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    """The table a terminal shows."""
+    return grid(COLUMNS, cells(scored))
+
+
+def grid(columns: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
+    """Aligned columns under a ruled head, the first to the left and all others to the right."""
+    lines = [columns, *cells]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
     rule = "─" * len(text[0])
     return "\n".join([text[0], rule, *text[1:]])
@@ -110,7 +116,6 @@ def picture(scored: Scored, title: str) -> bytes:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for axis, column, label in zip(axes, ("fvu", "delta_loss"), ("fraction of variance unexplained", "delta loss (nats a token)"), strict=True):
         _pareto(axis, rows, column, layers)
-        axis.set_xlabel("L0 (active latents a token)")
         axis.set_ylabel(label)
     handles = [plt.Line2D([], [], color=COLOURS[kind], lw=3, label=kind) for kind in COLOURS if any(row["kind"] == kind for row in rows)]
     handles += [plt.Line2D([], [], color="0.3", marker=MARKERS[i % len(MARKERS)], ls="", label=f"layer {layer}") for i, layer in enumerate(layers)]
@@ -123,26 +128,26 @@ def picture(scored: Scored, title: str) -> bytes:
 
 
 def _pareto(axis: Axes, rows: list[dict[str, Any]], column: str, layers: list[int]) -> None:
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["site"], row["width"], row["seed"]), []).append(row)
+        groups.setdefault(tuple(row[key] for key in ("site", "width", "architecture", "seed")), []).append(row)
     for group in groups.values():
         group.sort(key=lambda row: row["l0"])
         marker = MARKERS[layers.index(group[0]["layer"]) % len(MARKERS)]
         axis.plot([r["l0"] for r in group], [r[column] for r in group], color=COLOURS[group[0]["kind"]], marker=marker, lw=1.2, ms=6, alpha=0.9)
+    l0_axis(axis, [row["l0"] for row in rows])
+    axis.set_ylim(bottom=min(0, min(row[column] for row in rows)))
+
+
+def l0_axis(axis: Axes, l0s: list[float]) -> None:
+    """L0 along the bottom, on a logarithmic scale with ticks that a person would choose."""
+    axis.set_xlabel("L0 (active latents a token)")
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000) if _near(rows, tick)]
-    axis.set_xticks(ticks)
-    axis.set_ylim(bottom=min(0, min(row[column] for row in rows)))
+    axis.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000) if min(l0s) / 2 <= tick <= max(l0s) * 2])
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _near(rows: list[dict[str, Any]], tick: float) -> bool:
-    l0s = [row["l0"] for row in rows]
-    return min(l0s) / 2 <= tick <= max(l0s) * 2
 
 
 def write_report(catalogue: Catalogue) -> Scored:

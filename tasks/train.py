@@ -1,6 +1,7 @@
 """Train: every dictionary of a site that is not finished, in one run, on one read of its rows."""
 
 import logging
+import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -153,6 +154,7 @@ def _note(trainers: list[Trainer]) -> str:
 def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any]) -> None:
     """Store a trainer after a step: finished, or as a checkpoint when one is due."""
     if trainer.done:
+        folder.note_pace(statistics.median(trainer.seconds))
         folder.finish(trainer.dictionary.fold(trainer.normaliser), facts | {"spec": folder.spec.identity(), "history": trainer.history})
     elif trainer.step % checkpoint_steps == 0:
         folder.save_checkpoint(*trainer.state())

@@ -29,7 +29,7 @@ def verify_release(folder: Path) -> Iterator[str]:
         faults += _faults(folder, path)
     if faults or not paths:
         raise JumpsuiteError("\n".join(faults) or f"{folder} holds no scorecard; expected one for each dictionary; get the release again")
-    yield f"{len(paths)} dictionaries load in both formats and give the L0 and FVU of their scorecards"
+    yield f"{len(paths)} dictionaries load in every format and give the L0 and FVU of their scorecards"
 
 
 def _faults(folder: Path, path: Path) -> Iterator[str]:
@@ -40,8 +40,8 @@ def _faults(folder: Path, path: Path) -> Iterator[str]:
     except JumpsuiteError as error:
         yield str(error)
         return
-    saelens, gemma_scope = formats["saelens"].tensors(), formats["gemma_scope"].tensors()
-    if not all(torch.equal(saelens[key], gemma_scope[key]) for key in saelens):
+    saelens = formats["saelens"].tensors()
+    if not all(torch.equal(saelens[key], tensor) for other in formats.values() for key, tensor in other.tensors().items()):
         yield f"{name}: its two formats hold different weights; expected the same; get the release again"
     measured = row_fidelity(formats["saelens"], [sample])
     for what, value, noted in (("L0", measured.l0, card["sample"]["l0"]), ("FVU", measured.fvu, card["sample"]["fvu"])):

@@ -125,7 +125,7 @@ def test_a_latent_counts_the_rows_since_it_fired():
     for _ in range(3):
         d.observe(fired)
     assert d.rows_idle_L.tolist() == [15, 0, 15, 15, 15, 15]
-    assert d.dead_L.tolist() == [True, False, True, True, True, True]
+    assert d.dead.tolist() == [True, False, True, True, True, True]
 
 
 def test_batch_topks_threshold_is_the_running_mean_of_the_least_that_it_kept():

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from core.anatomy import Anatomy
-from core.fidelity import FREQUENCY_EDGES, RowFidelity, language_model_loss, row_fidelity, spliced_loss
 from core.dictionary import Dictionary
+from core.fidelity import FREQUENCY_EDGES, RowFidelity, language_model_loss, row_fidelity, spliced_loss
 from core.site import KINDS, Site
 
 D, L, NUM_ROWS, VOCABULARY = 6, 20, 120, 50
