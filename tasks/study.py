@@ -7,7 +7,7 @@ served it best at that sparsity, and the others are listed too.
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
@@ -42,7 +42,11 @@ class Cell:
     architecture: str
     sparsity: str
     learning_rate: float
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def at(self) -> tuple[Any, ...]:
+        return self.site, self.width, self.architecture, self.sparsity, self.learning_rate
 
     def mean(self, column: str) -> float:
         return fmean(row[column] for row in self.rows)
@@ -58,14 +62,14 @@ class Cell:
 
 def cells_of(catalogue: Catalogue, scored: Scored) -> list[Cell]:
     """Every cell, in the order of the suite."""
-    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    found: dict[tuple[Any, ...], Cell] = {}
     for (spec, card), row in zip(scored, rows_of(scored), strict=True):
         rate = spec.learning_rate or catalogue.suite.training.learning_rate
-        at = (str(spec.site), spec.width, spec.architecture, _sparsity(spec), rate)
+        cell = Cell(str(spec.site), spec.width, spec.architecture, _sparsity(spec), rate)
         frequent = sum(card["frequency_histogram"]["latents"][-2:]) / spec.width
         extra = {"frequent": frequent, "ms_a_step": 1_000 * (catalogue.folder(spec).pace or math.nan), "learning_rate": rate}
-        found.setdefault(at, []).append(row | extra)
-    return [Cell(*at, rows=rows) for at, rows in found.items()]
+        found.setdefault(cell.at, cell).rows.append(row | extra)
+    return list(found.values())
 
 
 def _sparsity(spec: DictionarySpec) -> str:
@@ -76,7 +80,7 @@ def best(cells: list[Cell]) -> list[Cell]:
     """Of the learning rates that were tried at one sparsity, the one with the least FVU."""
     chosen: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        at = (cell.site, cell.width, cell.architecture, cell.sparsity)
+        at = cell.at[:-1]
         if at not in chosen or cell.mean("fvu") < chosen[at].mean("fvu"):
             chosen[at] = cell
     return list(chosen.values())
