@@ -102,9 +102,11 @@ FIELDS = {  # a field, as --set gives it: the sentence
     "training.tokens=.inf": "training.tokens is inf; expected a finite number; write for example 4_000_000_000",
     f"training.tokens={'9' * 5_000}": f"training.tokens is '{'9' * 56}...; expected a whole number of fewer digits; write for example 4_000_000_000",
     "training.recipe=gemma-scope-3": (
-        "training.recipe is 'gemma-scope-3'; expected 'gemma-scope', 'gemma-scope-2' or 'short-run'; write for example 'gemma-scope'"
+        "training.recipe is 'gemma-scope-3'; expected 'gemma-scope', 'gemma-scope-2', 'anthropic-2025' or 'short-run'; "
+        "write for example 'gemma-scope'"
     ),
-    "training.recipe=[1]": "training.recipe is [1]; expected 'gemma-scope', 'gemma-scope-2' or 'short-run'; write for example 'gemma-scope'",
+    "training.recipe=[1]": "training.recipe is [1]; expected 'gemma-scope', 'gemma-scope-2', 'anthropic-2025' or 'short-run'; "
+    "write for example 'gemma-scope'",
     "training.learning_rate=.nan": "training.learning_rate is nan; expected a finite number; write for example 7e-05",
     "training.learning_rate=-.inf": "training.learning_rate is -inf; expected a finite number; write for example 7e-05",
     "training.learning_rate=yes": "training.learning_rate is 'yes'; expected a number; write for example 7e-05",
@@ -112,7 +114,7 @@ FIELDS = {  # a field, as --set gives it: the sentence
     "training.learning_rate_decay=1.5": "training.learning_rate_decay is 1.5; expected a number of at most 1; write for example 0.2",
     "training.adam_beta2=1": "training.adam_beta2 is 1; expected a number below 1; write for example 0.999",
     "training.max_norm=1": "training.max_norm is 1; expected a number greater than 1; write for example 10",
-    "training.inputs=normed": "training.inputs is 'normed'; expected 'scaled' or 'centred'; write for example 'scaled'",
+    "training.inputs=normed": "training.inputs is 'normed'; expected 'scaled', 'centred' or 'scaled-to-d'; write for example 'scaled'",
     "evaluation.loss_sequences=33": "evaluation.loss_sequences is 33; expected at most the 32 held-out sequences; "
     "raise text.held_out_tokens or lower it",
     "training.tokens": f"--set is 'training.tokens'; expected section.field=value; {SET}",
@@ -143,7 +145,11 @@ GRIDS = {  # an entry of dictionaries: the sentence, which begins with dictionar
     "widths: 64, target_l0: 8": f".target_l0 is 8; expected one of the fields {fields(Dictionaries)}; did you mean target_l0s?",
     "widths: 64, target_l0s: 8, seeds: [0, -1]": ".seeds[1] is -1; expected a number of at least 0; write for example 0",
     "widths: 64, target_l0s: 8, tokens: 255": ".tokens is 255; expected at least one batch of 256 rows; raise it or lower training.batch_rows",
-    "widths: 64, target_l0s: 8, architecture: topk": ".architecture is 'topk'; expected 'jumprelu'; write for example 'jumprelu'",
+    "widths: 64, target_l0s: 8, architecture: top-k": ".architecture is 'top-k'; expected 'jumprelu', 'relu-l1', 'gated', 'topk' or 'batch-topk'; "
+    "write for example 'jumprelu'",
+    "widths: 64, target_l0s: 8.5, architecture: topk": ".target_l0s has 8.5; expected a whole number, for topk keeps a number of latents; round it",
+    "widths: 64, l0_coefficients: 1e-3, architecture: batch-topk": ".l0_coefficients is [0.001]; expected target_l0s, for batch-topk keeps a number "
+    "of latents; write for example target_l0s: [50]",
     "widths: 64, target_l0s: 8, sites: 'L9.*'": ".sites is 'L9.*'; expected a pattern that names one of L01.resid_post to L02.mlp_out; "
     "write for example 'L09.*' or remove it",
 }
