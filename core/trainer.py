@@ -1,12 +1,13 @@
 """Training: one dictionary's steps, and all dictionaries of a site on one read of its rows.
 
 A trainer's state after step t is a function of its configuration and of the batches 0 to t - 1, so that it can be stored, loaded
-and continued to the bit. How a step is computed: `core/sparse_step.py` on a CPU, `core/dense_step.py` elsewhere.
+and continued to the bit. How a step is computed: `core/sparse_step.py` on a CPU, `core/cuda_step.py` on CUDA, `core/dense_step.py` elsewhere.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
 from core.training import Training
+
+if TYPE_CHECKING:
+    from core.cuda_step import CudaStep
+
+log = logging.getLogger(__name__)
 
 CHECK_STEPS = 50
 """Steps between two looks at a dictionary's health, and between two points of its history."""
@@ -44,6 +50,20 @@ def sparsity_warmth(step: int, num_steps: int, training: Training) -> float:
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
+def step_kind(device: torch.device) -> type["SparseStep | DenseStep | CudaStep"]:
+    """How steps are computed on a device."""
+    if device.type == "cpu":
+        return SparseStep
+    if device.type == "cuda":
+        try:
+            from core.cuda_step import CudaStep  # here, for Triton is needed on CUDA alone
+        except ModuleNotFoundError as missing:
+            log.warning("training takes dense steps, several times slower, for %s is not installed; pip install triton", missing.name)
+        else:
+            return CudaStep
+    return DenseStep
+
+
 class Trainer:
     """One dictionary in training.
 
@@ -64,7 +84,7 @@ class Trainer:
         ).to(device)
         parameters = {name: p.detach() for name, p in self.dictionary.named_parameters()}
         self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
-        self._step = (SparseStep if device.type == "cpu" else DenseStep)(self.dictionary, self.adam, spec, training)
+        self._step = step_kind(device)(self.dictionary, self.adam, spec, training)
         self.sick = False
         self.num_steps = training.num_steps(spec.tokens)
         self.history: list[dict[str, float]] = []
@@ -91,7 +111,7 @@ class Trainer:
             self.dictionary.start_thresholds(x_BD, self.training.threshold_start * self.spec.target_l0)
         error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
         if self.step % CHECK_STEPS == 0 or self.done:
-            self._check(error, l0)
+            self._check(float(error), float(l0))
 
     def _check(self, error: float, l0: float) -> None:
         self.history.append({"step": self.step, "error": error, "l0": l0})
