@@ -1,5 +1,8 @@
 """Which dictionary a name stands for, and which step trains it fastest."""
 
+import logging
+from typing import TYPE_CHECKING
+
 import torch
 
 from core.adam import Adam
@@ -13,7 +16,10 @@ from core.spec import DictionarySpec
 from core.tanh import TanhDictionary
 from core.training import Training
 
-Step = SparseStep | DenseStep
+if TYPE_CHECKING:
+    from core.cuda_step import CudaStep
+
+log = logging.getLogger(__name__)
 
 
 def begin(dimensions: int, spec: DictionarySpec, training: Training) -> TrainingDictionary:
@@ -40,14 +46,27 @@ def begin(dimensions: int, spec: DictionarySpec, training: Training) -> Training
     )
 
 
-def step_of(dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device) -> Step:
+def step_of(
+    dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device
+) -> "SparseStep | CudaStep | DenseStep":
     """Sparse where there is such a step for the architecture and the device, else dense."""
-    if device.type == "cpu":
-        match dictionary:
-            case TopK() if not isinstance(dictionary, BatchTopK):
-                return SparseTopKStep(dictionary, adam, spec, training)
-            case Gated():
-                return SparseGatedStep(dictionary, adam, spec, training)
-            case JumpReLUDictionary() if not (isinstance(dictionary, TanhDictionary) or training.matryoshka_prefixes):
+    match dictionary:
+        case TopK() if device.type == "cpu" and not isinstance(dictionary, BatchTopK):
+            return SparseTopKStep(dictionary, adam, spec, training)
+        case Gated() if device.type == "cpu":
+            return SparseGatedStep(dictionary, adam, spec, training)
+        case JumpReLUDictionary() if not (isinstance(dictionary, TanhDictionary) or training.matryoshka_prefixes):
+            if device.type == "cpu":
                 return SparseStep(dictionary, adam, spec, training)
+            if device.type == "cuda" and not training.frequency_coefficient and (kind := _cuda_step()):
+                return kind(dictionary, adam, spec, training)
     return DenseStep(dictionary, adam, spec, training)
+
+
+def _cuda_step() -> "type[CudaStep] | None":
+    try:
+        from core.cuda_step import CudaStep  # here, for Triton is needed on CUDA alone
+    except ModuleNotFoundError as missing:
+        log.warning("training takes dense steps, several times slower, for %s is not installed; pip install triton", missing.name)
+        return None
+    return CudaStep

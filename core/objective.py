@@ -71,12 +71,13 @@ def target_penalty_batch_mean(l0_B: Tensor, target: float, coefficient: float) -
     return coefficient * 2 / target * (l0_B.mean() - target).square()
 
 
-def sparsity_penalty(l0_B: Tensor, spec: DictionarySpec, training: Training) -> Tensor:
+def sparsity_penalty(l0_B: Tensor, price: float, spec: DictionarySpec, training: Training) -> Tensor:
+    """The penalty on L0 that the spec asks for; `price` adds to the slope of one with a target, in units of its slope at twice the target."""
     if spec.target_l0 is None:
         assert spec.l0_coefficient is not None
         return linear_penalty(l0_B, spec.l0_coefficient)
     penalty = {"per-token": target_penalty_per_token, "batch-mean": target_penalty_batch_mean}[training.target_l0_objective]
-    return penalty(l0_B, spec.target_l0, training.target_l0_coefficient)
+    return penalty(l0_B, spec.target_l0, training.target_l0_coefficient) + 4 * training.target_l0_coefficient * price * l0_B.mean()
 
 
 def frequency_penalty(active_BL: Tensor, training: Training) -> Tensor:
@@ -119,15 +120,13 @@ def penalty_slope(l0_B: Tensor, active_L: Tensor, price: float, spec: Dictionary
 
 
 def jumprelu_loss(dictionary: JumpReLUDictionary, x_BD: Tensor, spec: DictionarySpec, training: Training, warmth: float) -> Loss:
-    """Squared error, of Matryoshka prefixes too where asked, plus the penalties on L0; `price` adds to the slope of one with a target."""
+    """Squared error, of Matryoshka prefixes too where asked, plus the penalties on L0."""
     z_BL, threshold_L = dictionary.pre_activations(x_BD), dictionary.threshold
     f_BL = jumprelu(z_BL, threshold_L, training.bandwidth)
     active_BL = step(z_BL, threshold_L, training.bandwidth)
     l0_B = active_BL.sum(1)
     error = squared_error(x_BD, dictionary.decode(f_BL))
-    penalty = sparsity_penalty(l0_B, spec, training)
-    if spec.target_l0 is not None and dictionary.price:
-        penalty = penalty + 4 * training.target_l0_coefficient * dictionary.price * l0_B.mean()
+    penalty = sparsity_penalty(l0_B, dictionary.price, spec, training)
     if training.frequency_coefficient:
         penalty = penalty + frequency_penalty(active_BL, training)
     total = matryoshka_error(dictionary, x_BD, f_BL, error, training.matryoshka_prefixes) + warmth * penalty

@@ -1,7 +1,7 @@
 """Training: one dictionary's steps, and all dictionaries of a site on one read of its rows.
 
 A trainer's state after step t is a function of its configuration and of the batches 0 to t - 1, so that it can be stored, loaded
-and continued to the bit. How a step is computed: `core/sparse_step.py` and `core/dense_step.py`; which: `core/architectures.py`.
+and continued to the bit. How a step is computed: `core/sparse_step.py`, `core/cuda_step.py`, `core/dense_step.py`; which: `core/architectures.py`.
 """
 
 import math
@@ -91,7 +91,7 @@ class Trainer:
         self.dictionary.price = next_price(self.dictionary.price, l0, self.spec, self.training)
         self.seconds.append(time.perf_counter() - began)
         if self.step % CHECK_STEPS == 0 or self.done:
-            self._check(error, l0)
+            self._check(float(error), float(l0))
 
     def _check(self, error: float, l0: float) -> None:
         self.history.append({"step": self.step, "error": error, "l0": l0})

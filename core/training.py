@@ -112,7 +112,7 @@ class Training(Section):
 
     encoder_product: Literal["float32", "bfloat16"] = Field("float32", examples=["float32"])
     """Type of the factors of the product that finds a batch's active latents. bfloat16 only finds them: their values, and everything
-    after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX); without effect on a GPU, so far."""
+    after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX), and on a GPU."""
 
     objective: Literal["l0", "tanh"] = Field("l0", examples=["l0"])
     """For jumprelu: the L0 penalty of its paper, or Anthropic's tanh penalty with free decoder norms (`core/tanh.py`)."""

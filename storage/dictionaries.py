@@ -98,7 +98,7 @@ class DictionaryFolder:
 
     @property
     def pace(self) -> float | None:
-        """Median seconds of a training step, or None where it was not noted."""
+        """Mean seconds of a training step, or None where it was not noted."""
         record = self.store.get_record(self._pace)
         return float(record["seconds_a_step"]) if record else None
 

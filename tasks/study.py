@@ -271,5 +271,5 @@ def _markdown(cells: list[Cell]) -> str:
 LEGEND = (
     "L0: active latents a token. FVU: fraction of variance unexplained. Delta loss: nats a token added by splicing the dictionary in. ±: standard "
     "deviation over the seeds. Dead: latents that fired on no held-out row; > 10 %: latents that fire on more than a tenth of them. Ms a step: "
-    "median of training, all of a site's dictionaries taking turns."
+    "mean of training, all of a site's dictionaries taking turns."
 )

@@ -154,7 +154,7 @@ def _note(trainers: list[Trainer]) -> str:
 def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any]) -> None:
     """Store a trainer after a step: finished, or as a checkpoint when one is due."""
     if trainer.done:
-        folder.note_pace(statistics.median(trainer.seconds))
+        folder.note_pace(statistics.fmean(trainer.seconds))
         folder.finish(trainer.dictionary.fold(trainer.normaliser), facts | {"spec": folder.spec.identity(), "history": trainer.history})
     elif trainer.step % checkpoint_steps == 0:
         folder.save_checkpoint(*trainer.state())

@@ -4,13 +4,17 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when the hub's library is imported: tests need no network
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported, which transformers does: its kernels run on the CPU then
+
 import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 

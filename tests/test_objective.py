@@ -70,9 +70,9 @@ def test_the_penalty_is_the_one_that_dictionary_and_training_name():
     l0 = torch.tensor(L0)
     per_token = Training(recipe="gemma-scope", tokens=10, batch_rows=10, target_l0_coefficient=0.1)
     batch_mean = Training(recipe="gemma-scope", tokens=10, batch_rows=10, target_l0_coefficient=0.1, target_l0_objective="batch-mean")
-    assert sparsity_penalty(l0, spec_of(l0_coefficient=0.25), per_token) == linear_penalty(l0, 0.25)
-    assert sparsity_penalty(l0, spec_of(target_l0=4.0), per_token) == target_penalty_per_token(l0, 4.0, 0.1)
-    assert sparsity_penalty(l0, spec_of(target_l0=4.0), batch_mean) == target_penalty_batch_mean(l0, 4.0, 0.1)
+    assert sparsity_penalty(l0, 0.0, spec_of(l0_coefficient=0.25), per_token) == linear_penalty(l0, 0.25)
+    assert sparsity_penalty(l0, 0.0, spec_of(target_l0=4.0), per_token) == target_penalty_per_token(l0, 4.0, 0.1)
+    assert sparsity_penalty(l0, 0.0, spec_of(target_l0=4.0), batch_mean) == target_penalty_batch_mean(l0, 4.0, 0.1)
 
 
 # The whole step against plain autograd
