@@ -6,6 +6,7 @@ from torch import Tensor
 from core.adam import Adam, clipping, squared_norm
 from core.jumprelu import TrainingDictionary
 from core.objective import loss
+from core.sharding import on_all
 from core.spec import DictionarySpec
 from core.training import Training
 
@@ -37,7 +38,7 @@ class DenseStep:
         self.adam.begin_step()
         self.adam.update({name: gradient * clip for name, gradient in gradients.items()}, learning_rate)
         self.dictionary.restore_constraints()
-        return float(error), float(active_BL.sum(1).mean())
+        return float(on_all(error)), float(on_all(active_BL.sum(1).mean()))
 
 
 @torch.no_grad()

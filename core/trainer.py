@@ -14,7 +14,8 @@ from torch import Tensor
 from core.adam import Adam
 from core.dense_step import DenseStep
 from core.errors import SickDictionary
-from core.jumprelu import TrainingDictionary
+from core.jumprelu import Dictionary, TrainingDictionary
+from core.sharding import Shards, copy_whole, fold, on_all, own, whole
 from core.sparse_step import SparseStep
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
@@ -49,22 +50,26 @@ class Trainer:
 
     Args:
         spec: which. training: how. normaliser: of the site's inputs.
+        shards: the processes that share its latents, each with a trainer that is given the same batches; None for this one alone.
     """
 
-    def __init__(self, spec: DictionarySpec, training: Training, normaliser: Normaliser, device: torch.device) -> None:
+    def __init__(self, spec: DictionarySpec, training: Training, normaliser: Normaliser, device: torch.device, shards: Shards | None = None) -> None:
         self.spec = spec
         self.training = training
+        self.shards = shards
         self.normaliser = normaliser.to(device)
         self.dictionary = TrainingDictionary(
             len(normaliser.mean),
-            spec.width,
+            shards.share(spec.width) if shards else spec.width,
             seed=spec.seed,
             threshold_init=training.threshold_init,
             log_threshold=training.threshold_parameter == "log",
         ).to(device)
+        if shards:
+            shards.join(self.dictionary, spec.seed)
         parameters = {name: p.detach() for name, p in self.dictionary.named_parameters()}
         self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
-        self._step = (SparseStep if device.type == "cpu" else DenseStep)(self.dictionary, self.adam, spec, training)
+        self._step = (SparseStep if device.type == "cpu" and not shards else DenseStep)(self.dictionary, self.adam, spec, training)
         self.sick = False
         self.num_steps = training.num_steps(spec.tokens)
         self.history: list[dict[str, float]] = []
@@ -88,7 +93,10 @@ class Trainer:
         learning_rate = self.training.learning_rate * learning_rate_factor(self.step, self.num_steps, self.training)
         x_BD = self.normaliser(x_BD)
         if self.step == 0 and self.training.threshold_start and self.spec.target_l0:
-            self.dictionary.start_thresholds(x_BD, self.training.threshold_start * self.spec.target_l0)
+            mine = own(self.dictionary)
+            share = len(mine.W_enc) / self.spec.width
+            mine.start_thresholds(x_BD, self.training.threshold_start * self.spec.target_l0 * share)
+        x_BD = self.shards.everywhere(x_BD) if self.shards else x_BD
         error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
         if self.step % CHECK_STEPS == 0 or self.done:
             self._check(error, l0)
@@ -104,7 +112,7 @@ class Trainer:
             return f"its error is {error}; expected a finite number; lower training.learning_rate"
         if l0 == 0:
             return "no latent fires; expected some; lower the sparsity (a higher target_l0, a lower l0_coefficient)"
-        if not all(parameter.isfinite().all() for parameter in self.dictionary.parameters()):
+        if not all(on_all(parameter.isfinite().all()) for parameter in self.dictionary.parameters()):
             return "its weights are not finite; expected numbers; lower training.learning_rate"
         if self.spec.target_l0 is None:
             return None
@@ -121,19 +129,23 @@ class Trainer:
         return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything the next step depends on: tensors, and JSON values."""
+        """Everything the next step depends on: tensors, and JSON values. The same however many shards there are; the first has it."""
         weights = {f"weight.{name}": p for name, p in self.adam.parameters.items()}
         moments = {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        return weights | moments, {"step": self.step, "history": self.history}
+        return {name: whole(tensor) for name, tensor in (weights | moments).items()}, {"step": self.step, "history": self.history}
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name, p in self.adam.parameters.items():
-            p.copy_(tensors[f"weight.{name}"])
+            copy_whole(tensors[f"weight.{name}"], p)
         self.adam.load_state({key.removeprefix("adam."): tensor for key, tensor in tensors.items()}, values["step"])
         self._step.refresh()
         self.history = list(values["history"])
+
+    def fold(self) -> Dictionary:
+        """The dictionary for use, on the first of its processes (`core/sharding.py`)."""
+        return fold(self.dictionary, self.normaliser)
 
 
 def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:
