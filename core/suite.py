@@ -235,6 +235,12 @@ class Suite(Section):
                     f"dictionaries[{index}].tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
                     "raise it or lower training.batch_rows"
                 )
+            for width in grid.widths:
+                if width % self.training.shards:
+                    raise impossible(
+                        f"dictionaries[{index}].widths has {width:,}; expected a multiple of the {self.training.shards} shards it is dealt out to; "
+                        "change it or training.shards"
+                    )
         return self
 
     def sites_of(self, shape: Shape) -> dict[Site, list[DictionarySpec]]:
