@@ -5,12 +5,14 @@ first one logs, and the error that one of them ends with, come out here, as if t
 """
 
 import logging
+import os
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from logging.handlers import QueueHandler
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def in_processes(work: Callable[..., None], arguments: tuple[Any, ...], devices:
 
 
 def _process(rank: int, work: Callable[..., None], arguments: tuple[Any, ...], devices: list[torch.device], meeting: str, messages: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     handler = _Told(messages) if rank == 0 else logging.NullHandler()
     for name in ("core", "storage", "tasks"):
         logger = logging.getLogger(name)
@@ -75,6 +78,14 @@ def _process(rank: int, work: Callable[..., None], arguments: tuple[Any, ...], d
     except Exception as error:
         messages.put(error)
         raise
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed lets go of its lock on the store: nothing may be written there afterwards."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Told(QueueHandler):

@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -220,6 +222,38 @@ def test_a_sick_dictionary_is_stopped_by_both_with_the_sentence_of_one(on_two: P
 def test_the_error_of_one_process_ends_both_and_is_raised_as_it_was(on_two: Path) -> None:
     assert (on_two / "ended").read_text() == FULL
     assert multiprocessing.active_children() == []
+
+
+def wait_for_ever(shards: Shards, folder: Path) -> None:
+    (folder / str(shards.rank)).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_processes_end_with_the_one_that_started_them_even_where_interrupts_are_ignored(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, signal, sys, test_sharding as t\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "if __name__ == '__main__': t.in_processes(t.wait_for_ever, (pathlib.Path(sys.argv[1]),), t.devices_of('cpu', 2))"
+    )
+    where = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    parent = subprocess.Popen([sys.executable, "-c", script, tmp_path], env=os.environ | where)
+    while len(pids := [int(path.read_text() or 0) for path in tmp_path.iterdir()]) < 2 or not all(pids):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 20
+    while alive := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < until, alive
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    """One that has ended and is not yet buried is not alive."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_tensor_without_shards_is_whole_as_it_is() -> None:
