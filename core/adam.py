@@ -7,6 +7,8 @@ that did not fire can wait: `last_L` says which step it saw last, and its second
 import torch
 from torch import Tensor
 
+from core.sharding import copy_whole, on_all
+
 ROWS = ("W_dec", "W_enc")
 """The parameters with one row a latent, whose rows may wait."""
 
@@ -23,7 +25,7 @@ class Adam:
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.first = {name: torch.zeros_like(p) for name, p in parameters.items()} if beta1 else {}
         self.second = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        self.last_L = torch.zeros(len(parameters[ROWS[0]]), dtype=torch.int32, device=parameters[ROWS[0]].device)
+        self.last_L = torch.zeros_like(parameters[ROWS[0]][:, 0], dtype=torch.int32)
         """L: the step at which each latent's rows were moved last."""
         self.step = 0
 
@@ -64,7 +66,7 @@ class Adam:
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], step: int) -> None:
         for name, tensor in self.state().items():
-            tensor.copy_(tensors[name])
+            copy_whole(tensors[name], tensor)
         self.step = step
 
 
@@ -75,4 +77,4 @@ def clipping(square: float, limit: float | None) -> float:
 
 def squared_norm(gradients: dict[str, Tensor]) -> float:
     """Of all of them together, summed in float64."""
-    return sum(float(gradient.square().sum(dtype=torch.float64)) for gradient in gradients.values())
+    return sum(float(on_all(gradient.square().sum(dtype=torch.float64))) for gradient in gradients.values())

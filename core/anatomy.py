@@ -155,6 +155,27 @@ def _in_features(projection: nn.Module) -> int:
     return int(features if features is not None else cast("Tensor", projection.weight).shape[0])
 
 
+def devices_of(name: str, shards: int) -> list[torch.device]:
+    """The devices that share a dictionary: the one that a suite file names, or that many of its kind.
+
+    Raises:
+        ConfigError: no such device here, or too few.
+    """
+    device = device_of(name)
+    if shards == 1:
+        return [device]
+    if device.type == "cpu":
+        return [device] * shards
+    if device.type != "cuda" or ":" in name:
+        raise ConfigError(f"device is {name!r}; expected a kind of which each of the {shards} training.shards has one; write cuda, cpu or auto")
+    if shards > torch.cuda.device_count():
+        raise ConfigError(
+            f"training.shards is {shards}; expected at most one for each of the {torch.cuda.device_count()} GPUs of this machine; "
+            "lower training.shards, or write device: cpu"
+        )
+    return [torch.device("cuda", index) for index in range(shards)]
+
+
 def device_of(name: str) -> torch.device:
     """The device a suite file names; `auto` is a GPU where there is one.
 

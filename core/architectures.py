@@ -22,9 +22,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def begin(dimensions: int, spec: DictionarySpec, training: Training) -> TrainingDictionary:
-    """A dictionary before its first step."""
-    width, seed = spec.width, spec.seed
+def begin(dimensions: int, width: int, spec: DictionarySpec, training: Training) -> TrainingDictionary:
+    """A dictionary before its first step.
+
+    Args:
+        width: L, or how many of the latents are this process's.
+    """
+    seed = spec.seed
     match spec.architecture:
         case "relu-l1":
             return ReLU(dimensions, width, seed=seed)
@@ -42,14 +46,16 @@ def begin(dimensions: int, spec: DictionarySpec, training: Training) -> Training
         seed=seed,
         threshold_init=training.threshold_init,
         log_threshold=training.threshold_parameter == "log",
-        start_l0=training.threshold_start * spec.target_l0 if training.threshold_start and spec.target_l0 else None,
+        start_share=training.threshold_start * spec.target_l0 / spec.width if training.threshold_start and spec.target_l0 else None,
     )
 
 
 def step_of(
-    dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device
+    dictionary: TrainingDictionary, adam: Adam, spec: DictionarySpec, training: Training, device: torch.device, *, sharded: bool = False
 ) -> "SparseStep | CudaStep | DenseStep":
     """Sparse where there is such a step for the architecture and the device, else dense."""
+    if sharded:
+        return DenseStep(dictionary, adam, spec, training)
     match dictionary:
         case TopK() if device.type == "cpu" and not isinstance(dictionary, BatchTopK):
             return SparseTopKStep(dictionary, adam, spec, training)

@@ -6,6 +6,7 @@ from torch import Tensor
 from core.adam import Adam, clipping, squared_norm
 from core.dictionary import TrainingDictionary
 from core.objective import loss
+from core.sharding import on_all
 from core.spec import DictionarySpec
 from core.training import Training
 
@@ -39,7 +40,7 @@ class DenseStep:
         self.adam.update({name: gradient * clip for name, gradient in gradients.items()}, learning_rate)
         self.dictionary.restore_constraints()
         self.dictionary.observe(f_BL)
-        return float(error), float((f_BL > 0).sum(1).float().mean())
+        return float(on_all(error)), float(on_all((f_BL > 0).sum(1).float().mean()))
 
 
 @torch.no_grad()

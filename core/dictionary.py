@@ -72,14 +72,26 @@ class TrainingDictionary(nn.Module):
 
     def __init__(self, dimensions: int, width: int, *, seed: int) -> None:
         super().__init__()
-        # GS: He-uniform rows, then unit norm; the encoder begins as its transpose; biases begin at zero.
-        W_dec = nn.functional.normalize(torch.rand(width, dimensions, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
-        self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec.clone())
+        self.W_dec = nn.Parameter(torch.empty(width, dimensions))
+        self.W_enc = nn.Parameter(torch.empty(width, dimensions))
+        self.draw(seed)
         self.b_enc = nn.Parameter(torch.zeros(width))
         self.b_dec = nn.Parameter(torch.zeros(dimensions))
         self.price = 0.0
         """What the control of L0 has made of the sparsity penalty's coefficient so far (`core/control.py`)."""
+
+    @torch.no_grad()
+    def draw(self, seed: int, first: int = 0) -> None:
+        """The start (GS): decoder rows He-uniform, then of unit norm; the encoder as its transpose; biases at zero.
+
+        Args:
+            first: latents that come before these, where these are a shard of a wider dictionary.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(first):
+            torch.rand(self.W_dec.shape[1], generator=generator)
+        self.W_dec.copy_(nn.functional.normalize(torch.rand(self.W_dec.shape, generator=generator) * 2 - 1))
+        self.W_enc.copy_(self.W_dec)
 
     @torch.no_grad()
     def start(self, x_BD: Tensor) -> None:

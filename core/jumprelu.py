@@ -73,13 +73,15 @@ class JumpReLUDictionary(TrainingDictionary):
     Args:
         dimensions: D. width: L. seed: of the decoder's initialisation.
         threshold_init: theta at the start. log_threshold: whether the parameter is log(theta), as in JR's pseudo-code.
-        start_l0: mean L0 at which thresholds are put on the first batch, or None to leave them at threshold_init.
+        start_share: share of the first batch on which thresholds let each latent fire, or None to leave them at threshold_init.
     """
 
-    def __init__(self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool, start_l0: float | None = None) -> None:
+    def __init__(
+        self, dimensions: int, width: int, *, seed: int, threshold_init: float, log_threshold: bool, start_share: float | None = None
+    ) -> None:
         super().__init__(dimensions, width, seed=seed)
         self.log_threshold = log_threshold
-        self.start_l0 = start_l0
+        self.start_share = start_share
         start = torch.full((width,), threshold_init)
         self.threshold_parameter = nn.Parameter(start.log() if log_threshold else start)
 
@@ -90,13 +92,13 @@ class JumpReLUDictionary(TrainingDictionary):
 
     @torch.no_grad()
     def start(self, x_BD: Tensor) -> None:
-        if self.start_l0 is not None:
-            self.start_thresholds(x_BD, self.start_l0)
+        if self.start_share is not None:
+            self.start_thresholds(x_BD, self.start_share)
 
     @torch.no_grad()
-    def start_thresholds(self, x_BD: Tensor, l0: float) -> None:
-        """Put every latent's threshold where it fires on a share l0 / L of these rows, at least on one of them, but above zero."""
-        theta_L = firing_levels(self, x_BD, l0).clamp(min=1e-3)
+    def start_thresholds(self, x_BD: Tensor, share: float) -> None:
+        """Put every latent's threshold where it fires on this share of these rows, at least on one of them, but above zero."""
+        theta_L = firing_levels(self, x_BD, share).clamp(min=1e-3)
         self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)
 
     @torch.no_grad()
@@ -111,10 +113,10 @@ class JumpReLUDictionary(TrainingDictionary):
 
 
 @torch.no_grad()
-def firing_levels(dictionary: TrainingDictionary, x_BD: Tensor, l0: float) -> Tensor:
-    """L: the level which each latent's z exceeds on a share l0 / L of these rows, at least on one of them."""
+def firing_levels(dictionary: TrainingDictionary, x_BD: Tensor, share: float) -> Tensor:
+    """L: the level which each latent's z exceeds on this share of these rows, at least on one of them."""
     width, pieces = len(dictionary.W_enc), []
-    firing = max(1, round(len(x_BD) * min(1.0, l0 / width)))
+    firing = max(1, round(len(x_BD) * min(1.0, share)))
     for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
         piece = slice(first, first + 4_096)
         z_BL = torch.addmm(dictionary.b_enc[piece], x_BD - dictionary.b_dec, dictionary.W_enc[piece].T)

@@ -250,6 +250,17 @@ class Suite(Section):
                     f"dictionaries[{index}].tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
                     "raise it or lower training.batch_rows"
                 )
+            if self.training.shards > 1 and (grid.architecture != "jumprelu" or self.training.objective != "l0" or self.training.matryoshka_prefixes):
+                raise impossible(
+                    f"training.shards is {self.training.shards}; expected 1 for all but jumprelu dictionaries with the l0 objective and no "
+                    f"matryoshka_prefixes, and dictionaries[{index}] asks for others; set training.shards to 1"
+                )
+            for width in grid.widths:
+                if width % self.training.shards:
+                    raise impossible(
+                        f"dictionaries[{index}].widths has {width:,}; expected a multiple of the {self.training.shards} shards it is dealt out to; "
+                        "change it or training.shards"
+                    )
         return self
 
     def sites_of(self, shape: Shape) -> dict[Site, list[DictionarySpec]]:

@@ -7,7 +7,7 @@ Constants and the start follow the settings that SAELens and OpenMOSS document f
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.jumprelu import JumpReLUDictionary, firing_levels, near
 
@@ -43,14 +43,18 @@ class TanhDictionary(JumpReLUDictionary):
 
     def __init__(self, dimensions: int, width: int, *, seed: int, threshold_init: float) -> None:
         super().__init__(dimensions, width, seed=seed, threshold_init=threshold_init, log_threshold=True)
-        bound = dimensions**-0.5
-        W_dec = torch.rand(width, dimensions, generator=torch.Generator().manual_seed(seed)).mul_(2 * bound).sub_(bound)
-        self.W_dec = nn.Parameter(W_dec)
-        self.W_enc = nn.Parameter(W_dec * (dimensions / width))
+
+    @torch.no_grad()
+    def draw(self, seed: int, first: int = 0) -> None:
+        """Decoder entries uniform between -1 / sqrt(D) and 1 / sqrt(D); the encoder D / L of its transpose."""
+        assert not first, "these are not sharded"
+        (L, D), generator = self.W_dec.shape, torch.Generator().manual_seed(seed)
+        self.W_dec.copy_(torch.rand(L, D, generator=generator).mul_(2).sub_(1).mul_(D**-0.5))
+        self.W_enc.copy_(self.W_dec * (D / L))
 
     @torch.no_grad()
     def start(self, x_BD: Tensor) -> None:
-        self.b_enc.add_(self.threshold - firing_levels(self, x_BD, FIRING_AT_START))
+        self.b_enc.add_(self.threshold - firing_levels(self, x_BD, FIRING_AT_START / len(self.W_enc)))
 
     @torch.no_grad()
     def as_jumprelu(self) -> dict[str, Tensor]:

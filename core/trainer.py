@@ -15,7 +15,9 @@ from torch import Tensor
 from core.adam import Adam
 from core.architectures import begin, step_of
 from core.control import next_price
+from core.dictionary import Dictionary
 from core.errors import SickDictionary
+from core.sharding import Shards, copy_whole, fold, on_all, own, whole
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
 from core.training import Training
@@ -49,16 +51,21 @@ class Trainer:
 
     Args:
         spec: which. training: how. normaliser: of the site's inputs.
+        shards: the processes that share its latents, each with a trainer that is given the same batches; None for this one alone.
     """
 
-    def __init__(self, spec: DictionarySpec, training: Training, normaliser: Normaliser, device: torch.device) -> None:
+    def __init__(self, spec: DictionarySpec, training: Training, normaliser: Normaliser, device: torch.device, shards: Shards | None = None) -> None:
         self.spec = spec
         self.training = training
+        self.shards = shards
         self.normaliser = normaliser.to(device)
-        self.dictionary = begin(len(normaliser.mean), spec, training).to(device)
+        width = shards.share(spec.width) if shards else spec.width
+        self.dictionary = begin(len(normaliser.mean), width, spec, training).to(device)
+        if shards:
+            shards.join(self.dictionary, spec.seed)
         parameters = {name: p.detach() for name, p in self.dictionary.named_parameters()}
         self.adam = Adam(parameters, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
-        self._step = step_of(self.dictionary, self.adam, spec, training, device)
+        self._step = step_of(self.dictionary, self.adam, spec, training, device, sharded=shards is not None)
         self.sick = False
         self.seconds: list[float] = []
         """Of each step in this process."""
@@ -85,8 +92,9 @@ class Trainer:
         learning_rate = (self.spec.learning_rate or self.training.learning_rate) * learning_rate_factor(self.step, self.num_steps, self.training)
         x_BD = self.normaliser(x_BD)
         if self.step == 0:
-            self.dictionary.start(x_BD)
+            own(self.dictionary).start(x_BD)
             self._step.refresh()
+        x_BD = self.shards.everywhere(x_BD) if self.shards else x_BD
         error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
         self.dictionary.price = next_price(self.dictionary.price, l0, self.spec, self.training)
         self.seconds.append(time.perf_counter() - began)
@@ -104,7 +112,7 @@ class Trainer:
             return f"its error is {error}; expected a finite number; lower training.learning_rate"
         if l0 == 0:
             return "no latent fires; expected some; lower the sparsity (a higher target_l0, a lower l0_coefficient)"
-        if not all(parameter.isfinite().all() for parameter in self.dictionary.parameters()):
+        if not all(on_all(parameter.isfinite().all()) for parameter in self.dictionary.parameters()):
             return "its weights are not finite; expected numbers; lower training.learning_rate"
         if self.spec.target_l0 is None:
             return None
@@ -121,20 +129,25 @@ class Trainer:
         return None
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything the next step depends on: tensors, and JSON values."""
+        """Everything the next step depends on: tensors, and JSON values. The same however many shards there are; the first has it."""
         weights = {f"weight.{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
         moments = {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
-        return weights | moments, {"step": self.step, "price": self.dictionary.price, "history": self.history}
+        values = {"step": self.step, "price": self.dictionary.price, "history": self.history}
+        return {name: whole(tensor) for name, tensor in (weights | moments).items()}, values
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         for name, tensor in self.dictionary.state_dict().items():
-            tensor.copy_(tensors[f"weight.{name}"])
+            copy_whole(tensors[f"weight.{name}"], tensor)
         self.dictionary.price = float(values["price"])
         self.adam.load_state({key.removeprefix("adam."): tensor for key, tensor in tensors.items()}, values["step"])
         self._step.refresh()
         self.history = list(values["history"])
+
+    def fold(self) -> Dictionary:
+        """The dictionary for use, on the first of its processes (`core/sharding.py`)."""
+        return fold(self.dictionary, self.normaliser)
 
 
 def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:

@@ -69,6 +69,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "sparsity_warmup": 0.8,
         "target_l0_objective": "batch-mean",
         "target_l0_coefficient": 0.01,
+        "l0_control": 0.01,
     },
 }
 
@@ -110,9 +111,13 @@ class Training(Section):
     """Norm to which a larger gradient is cut, or none as in GS. Without a first moment a gradient k times its usual size moves a weight
     by up to k learning rates, 31 at most: at a large learning rate one batch of unusual rows can undo a dictionary."""
 
+    shards: int = Field(1, ge=1, examples=[1])
+    """Devices that a dictionary's latents are dealt out to: for widths whose weights and moments do not fit on one. GPUs, or on a CPU as many
+    processes. Changes sums in their last digits, as another device does, and so is no part of a dictionary's key."""
+
     encoder_product: Literal["float32", "bfloat16"] = Field("float32", examples=["float32"])
     """Type of the factors of the product that finds a batch's active latents. bfloat16 only finds them: their values, and everything
-    after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX), and on a GPU."""
+    after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX), and on a GPU; without effect on shards."""
 
     objective: Literal["l0", "tanh"] = Field("l0", examples=["l0"])
     """For jumprelu: the L0 penalty of its paper, or Anthropic's tanh penalty with free decoder norms (`core/tanh.py`)."""
@@ -183,7 +188,7 @@ class Training(Section):
 
     def identity(self) -> dict[str, Any]:
         """Everything here that changes the trained dictionary, for its key."""
-        return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps"})
+        return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps", "shards"})
 
     def num_steps(self, tokens: int) -> int:
         return max(1, tokens // self.batch_rows)

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from core.anatomy import device_of
+from core.anatomy import device_of, devices_of
 from core.forecast import forecast
 from core.spec import width_label
 from storage.catalogue import Catalogue
@@ -13,6 +13,7 @@ from storage.catalogue import Catalogue
 def describe(catalogue: Catalogue) -> str:
     """The plan, as text. Changes nothing."""
     suite, sites = catalogue.suite, catalogue.sites
+    devices_of(suite.device, suite.training.shards)  # which raises where there are too few
     f, rate = forecast(suite, catalogue.shape, sites), _flop_a_second(catalogue.suite.device)
     specs = [spec for specs in sites.values() for spec in specs]
     widths = ", ".join(width_label(width) for width in sorted({spec.width for spec in specs}))

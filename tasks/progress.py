@@ -14,16 +14,17 @@ class Progress:
     """Counts up to `total` of a unit.
 
     Args:
-        name: what is done, such as `train L09.resid_post`. start: how much was done before this run.
+        name: what is done, such as `train L09.resid_post`. start: how much was done before this run. silent: for work that
+            another process reports.
     """
 
-    def __init__(self, name: str, total: int, unit: str, start: int = 0) -> None:
-        terminal = sys.stderr.isatty()
+    def __init__(self, name: str, total: int, unit: str, start: int = 0, silent: bool = False) -> None:
+        terminal = sys.stderr.isatty() and not silent
         self._bar = tqdm(
             desc=name, total=total, initial=start, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=not terminal, leave=True
         )
         self._name, self._total, self._unit, self._done, self._start = name, total, unit, start, start
-        self._terminal = terminal
+        self._terminal, self._silent = terminal, silent
         self._began = self._spoke = time.monotonic()
         self._note = ""
 
@@ -32,7 +33,7 @@ class Progress:
         if self._terminal:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(amount)
-        elif time.monotonic() - self._spoke > LOG_SECONDS:
+        elif not self._silent and time.monotonic() - self._spoke > LOG_SECONDS:
             self._say()
 
     def _say(self) -> None:
@@ -48,7 +49,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        if not self._terminal and error is None and self._done > self._start:
+        if not (self._terminal or self._silent) and error is None and self._done > self._start:
             seconds = time.monotonic() - self._began
             note = f"  {self._note}" if self._note else ""
             rate = (self._done - self._start) / max(1e-9, seconds)

@@ -5,6 +5,7 @@ import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from core.anatomy import device_of
+from core.anatomy import devices_of
 from core.errors import JumpsuiteError, SickDictionary
 from core.order import TrainingOrder
+from core.sharding import Shards
 from core.site import Site
 from core.statistics import Moments, norm_limit
+from core.suite import Suite
 from core.trainer import Trainer, train_together
 from storage.catalogue import Catalogue
 from storage.dictionaries import DictionaryFolder
 from storage.harvest import Part
+from tasks.processes import in_processes
 from tasks.progress import Progress
 from tasks.provenance import code
 
@@ -32,7 +36,8 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
     """Leave every dictionary of the site finished in the store; continue from checkpoints, do nothing for finished ones.
 
     Raises:
-        JumpsuiteError: some dictionary fell sick, after all others are finished.
+        ConfigError: there are fewer devices than `training.shards`.
+        JumpsuiteError: some dictionary fell sick, after all others are finished; or a process that trains a shard died.
     """
     folders = [catalogue.folder(spec) for spec in catalogue.sites[site]]
     for folder in folders:
@@ -40,7 +45,24 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
     folders = [folder for folder in folders if not folder.done]
     if not folders:
         return
-    training, device = catalogue.suite.training, device_of(catalogue.suite.device)
+    devices = devices_of(catalogue.suite.device, catalogue.suite.training.shards)
+    if len(devices) == 1:
+        _train(catalogue, site, devices[0])
+    else:
+        in_processes(_train_shards, (catalogue.suite, catalogue.store.root, site), devices)
+    if sick := [failure for folder in folders if (failure := folder.failure)]:
+        raise JumpsuiteError("; ".join(sick))
+
+
+def _train_shards(shards: Shards, suite: Suite, store: Path, site: Site) -> None:
+    """One process's part of the training of a site. Each reads all rows for itself: which ones make a batch is no one's choice."""
+    _train(Catalogue(suite, store), site, shards.device, shards)
+
+
+def _train(catalogue: Catalogue, site: Site, device: torch.device, shards: Shards | None = None) -> None:
+    """Train what is not finished, on one device, or as one of several processes that do the same with a shard each."""
+    folders = [folder for folder in map(catalogue.folder, catalogue.sites[site]) if not folder.done]
+    training, stores = catalogue.suite.training, shards is None or shards.stores
     part = catalogue.harvest.part("train")
     limit, kept = rows_within_norm(part, site, training.max_norm)
     moments = part.moments(site) if kept.all() else _moments(part, site, kept)
@@ -49,22 +71,23 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
     facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.identity(), "inputs": inputs, "code": code()}
     log.info("%s: %s", site, describe_filter(inputs))
 
-    trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device) for folder in folders}
+    trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device, shards) for folder in folders}
     for folder in folders:
-        if checkpoint := folder.load_checkpoint():
-            trainers[folder.spec].load_state(*checkpoint)
-    sick: list[str] = []
+        trainer = trainers[folder.spec]
+        checkpoint = folder.load_checkpoint() if stores else None
+        if checkpoint := shards.agree(checkpoint) if shards else checkpoint:
+            trainer.load_state(*checkpoint)
 
     def on_sick(trainer: Trainer, sickness: SickDictionary) -> None:
         log.error("%s", sickness)
-        catalogue.folder(trainer.spec).fail(str(sickness))
-        sick.append(str(sickness))
+        if stores:
+            catalogue.folder(trainer.spec).fail(str(sickness))
 
     order = TrainingOrder(kept, chunk_rows=part.chunk_rows, shuffle_rows=training.shuffle_rows, seed=training.order_seed)
     start, end = min(t.step for t in trainers.values()), max(t.num_steps for t in trainers.values())
     with (
         closing(_Reader(part, site, order, training.batch_rows, end, device)) as reader,
-        Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows) as progress,
+        Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows, silent=not stores) as progress,
     ):
         began = time.perf_counter()
         for steps in train_together(list(trainers.values()), reader.batch, on_sick):
@@ -72,12 +95,10 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
             for folder in folders:
                 trainer = trainers[folder.spec]
                 if trainer.step == steps and not trainer.sick:
-                    _keep(folder, trainer, training.checkpoint_steps, facts)
+                    _keep(folder, trainer, training.checkpoint_steps, facts, stores)
         seconds = time.perf_counter() - began
         if reader.waited > 0.05 * seconds:
             log.info("%s: of %.1f s of training, %.1f s were spent waiting for rows", site, seconds, reader.waited)
-    if sick:
-        raise JumpsuiteError("; ".join(sick))
 
 
 def rows_within_norm(part: Part, site: Site, max_norm: float | None, limit: float | None = None) -> tuple[float, Any]:
@@ -151,10 +172,14 @@ def _note(trainers: list[Trainer]) -> str:
     return " | ".join(f"error {point['error']:.3f} L0 {point['l0']:.0f}" for point in points)
 
 
-def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any]) -> None:
-    """Store a trainer after a step: finished, or as a checkpoint when one is due."""
+def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any], stores: bool) -> None:
+    """Store a trainer after a step: finished, or as a checkpoint when one is due. Shards give what they have to the one that stores."""
     if trainer.done:
-        folder.note_pace(statistics.fmean(trainer.seconds))
-        folder.finish(trainer.dictionary.fold(trainer.normaliser), facts | {"spec": folder.spec.identity(), "history": trainer.history})
+        dictionary = trainer.fold()
+        if stores:
+            folder.note_pace(statistics.fmean(trainer.seconds))
+            folder.finish(dictionary, facts | {"spec": folder.spec.identity(), "history": trainer.history})
     elif trainer.step % checkpoint_steps == 0:
-        folder.save_checkpoint(*trainer.state())
+        state = trainer.state()
+        if stores:
+            folder.save_checkpoint(*state)

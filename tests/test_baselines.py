@@ -37,7 +37,7 @@ def spec_of(architecture: str, width: int, target: float | None = 3.0, price: fl
 
 
 def trained_looking(architecture: str, D: int, L: int, training: Training, seed: int = 0) -> TrainingDictionary:
-    dictionary = begin(D, spec_of(architecture, L), training)
+    dictionary = begin(D, L, spec_of(architecture, L), training)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in dictionary.parameters():

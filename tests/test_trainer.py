@@ -134,7 +134,7 @@ def test_thresholds_may_begin_where_a_multiple_of_the_target_fires_each_latent_a
 def test_however_few_the_rows_and_whatever_the_l0_asked_for_something_fires_at_the_start(rows, l0):
     dictionary = Trainer(spec_of(), training_of(), PLAIN, CPU).dictionary
     x = torch.randn(rows, D, generator=torch.Generator().manual_seed(0))
-    dictionary.start_thresholds(x, l0)
+    dictionary.start_thresholds(x, l0 / 24)
     assert (dictionary.pre_activations(x) > dictionary.threshold).any()
 
 

@@ -25,7 +25,7 @@ def seconds_a_step(args: argparse.Namespace, product: str, density: float, dense
     )
     spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, None, 1e-3, 0, tokens)
     trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device("cpu"))
-    trainer.dictionary.start_thresholds(rows, density * args.width)
+    trainer.dictionary.start_thresholds(rows, density)
     sparse_step.DENSE_ABOVE = 0.0 if dense else 1.0
     seconds = []
     for _ in range(4):

@@ -43,7 +43,7 @@ def ours(kind: type, product: str) -> Callable[[argparse.Namespace, Tensor], Ste
         )
         spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, 10**9)
         dictionary = JumpReLUDictionary(args.d_in, args.width, seed=0, threshold_init=0.01, log_threshold=False).to(DEVICE)
-        dictionary.start_thresholds(rows, args.l0)
+        dictionary.start_thresholds(rows, args.l0 / args.width)
         adam = Adam({name: p.detach() for name, p in dictionary.named_parameters()}, 0.0, 0.999, 1e-8)
         step = kind(dictionary, adam, spec, training)
         return lambda x, _: step(x, 7e-5, 1.0)

@@ -40,7 +40,7 @@ def jumpsuite(args: argparse.Namespace, rows: Tensor) -> Step:
     )
     spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, tokens)
     trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device(args.device))
-    trainer.dictionary.start_thresholds(rows, args.l0)  # where training has brought it when it has found its sparsity
+    trainer.dictionary.start_thresholds(rows, args.l0 / args.width)  # where training has brought it when it has found its sparsity
     return lambda x, _: trainer.train_on(x)
 
 
