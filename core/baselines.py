@@ -80,8 +80,8 @@ class BatchTopK(TopK):
     """The k B largest z of a batch of B rows; for use a threshold, the running mean of the least that was kept (arXiv:2412.06410)."""
 
     threshold: Tensor
-    MEMORY = 0.999
-    """Of the running mean, as in dictionary_learning."""
+    MEMORY = 0.99
+    """Of the running mean. dictionary_learning has 0.999, which after a thousand steps still remembers the first."""
 
     def __init__(self, dimensions: int, width: int, *, seed: int, k: int, dead_rows: int) -> None:
         super().__init__(dimensions, width, seed=seed, k=k, dead_rows=dead_rows)

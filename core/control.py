@@ -13,12 +13,13 @@ L1_PRICE = 0.1
 """The price of activation, ||f||_1, that control begins with where no coefficient is given, for inputs of unit mean square."""
 
 
-def next_price(price: float, l0: Tensor | float, spec: DictionarySpec, training: Training) -> float:
+def next_price(price: float, l0: Tensor | float, warmth: float, spec: DictionarySpec, training: Training) -> float:
     """The integral after a step on which the mean L0 was `l0`; zero at the start, and for ever without a target.
 
-    The miss counts as a share of the target, and at most once the target: a start with half of all latents active says nothing of the end.
+    The miss counts as a share of the target, at most once the target, and as much as the penalty is switched on (`warmth`): a start with half
+    of all latents active, or before there is a penalty, says nothing of the end.
     """
     if spec.target_l0 is None or not training.l0_control:
         return price
     miss = max(-1.0, min(1.0, float(l0) / spec.target_l0 - 1))
-    return price + training.l0_control * miss
+    return price + training.l0_control * warmth * miss

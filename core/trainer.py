@@ -95,8 +95,9 @@ class Trainer:
             own(self.dictionary).start(x_BD)
             self._step.refresh()
         x_BD = self.shards.everywhere(x_BD) if self.shards else x_BD
-        error, l0 = self._step(x_BD, learning_rate, sparsity_warmth(self.step, self.num_steps, self.training))
-        self.dictionary.price = next_price(self.dictionary.price, l0, self.spec, self.training)
+        warmth = sparsity_warmth(self.step, self.num_steps, self.training)
+        error, l0 = self._step(x_BD, learning_rate, warmth)
+        self.dictionary.price = next_price(self.dictionary.price, l0, warmth, self.spec, self.training)
         self.seconds.append(time.perf_counter() - began)
         if self.step % CHECK_STEPS == 0 or self.done:
             self._check(float(error), float(l0))

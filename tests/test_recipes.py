@@ -179,10 +179,10 @@ def test_a_warmup_of_one_lasts_the_whole_run():
 
 def test_control_moves_the_price_by_the_share_that_is_missed_and_never_by_more_than_one_target():
     training = training_of(l0_control=0.02)
-    assert next_price(0.5, 3.3, spec_of(3.0), training) == pytest.approx(0.5 + 0.02 * 0.1)
-    assert next_price(0.5, 300, spec_of(3.0), training) == pytest.approx(0.52)
-    assert next_price(0.5, 300, spec_of(None, 0.1), training) == 0.5, "without a target there is nothing to control"
-    assert next_price(0.0, 300, spec_of(3.0), training_of()) == 0.0, "and the papers' recipes have none"
+    assert next_price(0.5, 3.3, 0.5, spec_of(3.0), training) == pytest.approx(0.5 + 0.02 * 0.5 * 0.1)
+    assert next_price(0.5, 300, 1.0, spec_of(3.0), training) == pytest.approx(0.52)
+    assert next_price(0.5, 300, 1.0, spec_of(None, 0.1), training) == 0.5, "without a target there is nothing to control"
+    assert next_price(0.0, 300, 1.0, spec_of(3.0), training_of()) == 0.0, "and the papers' recipes have none"
 
 
 @pytest.mark.parametrize("architecture", ["jumprelu", "gated", "relu-l1"])

@@ -1,5 +1,7 @@
 """One optimiser step of one library's JumpReLU SAE, and the encoder product of the same size, timed in one process.
 
+With `--run STEPS`, the mean step of a whole training of that many, from its initialisation, each library with its own start.
+
 Prints a JSON line. `python tests/bench/run.py` starts this for each library; the ratio of the two times is what to compare, for it holds
 on any machine.
 """
@@ -27,10 +29,15 @@ def jumpsuite(args: argparse.Namespace, rows: Tensor) -> Step:
     from core.trainer import Trainer
     from core.training import Training
 
-    tokens = 1_000_000 * args.batch
+    spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, (args.run or 1_000_000) * args.batch)
+    normaliser, device = Normaliser(torch.zeros(args.d_in), 1.0), torch.device(args.device)
+    if args.run:
+        given = {"recipe": args.recipe, "tokens": spec.tokens, "batch_rows": args.batch, "encoder_product": args.product}
+        whole = Trainer(spec, Training(**given), normaliser, device)
+        return lambda x, _: whole.train_on(x)
     training = Training(
         recipe="gemma-scope",
-        tokens=tokens,
+        tokens=spec.tokens,
         batch_rows=args.batch,
         encoder_product=args.product,
         gradient_clip=1.0,  # SAELens and dictionary_learning clip always
@@ -38,8 +45,7 @@ def jumpsuite(args: argparse.Namespace, rows: Tensor) -> Step:
         threshold_parameter="linear",
         target_l0_objective="batch-mean",
     )
-    spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, tokens)
-    trainer = Trainer(spec, training, Normaliser(torch.zeros(args.d_in), 1.0), torch.device(args.device))
+    trainer = Trainer(spec, training, normaliser, device)
     trainer.dictionary.start_thresholds(rows, args.l0 / args.width)  # where training has brought it when it has found its sparsity
     return lambda x, _: trainer.train_on(x)
 
@@ -100,6 +106,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--product", choices=["float32", "bfloat16"], default="float32", help="bfloat16 means autocast for SAELens")
     parser.add_argument("--l0", type=float, default=50)
+    parser.add_argument("--run", type=int, metavar="STEPS", help="time a whole training from its initialisation")
+    parser.add_argument("--recipe", default="short-run", help="ours, with --run")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
@@ -109,23 +117,24 @@ def main() -> None:
     step = libraries[args.library](args, rows)
     forget_peak_memory()
     batches = rows.split(args.batch)
-    seconds = [seconds_of(lambda i=i: step(batches[i % 4], i)) for i in range(WARM_UP + TIMED)][WARM_UP:]
+    seconds = [seconds_of(lambda i=i: step(batches[i % 4], i)) for i in range(args.run or WARM_UP + TIMED)]
     memory = torch.cuda.max_memory_allocated() if args.device == "cuda" else peak_memory()
     W = torch.randn(args.d_in, args.width, device=args.device)
     product = statistics.median(seconds_of(lambda: batches[0] @ W) for _ in range(9))
-    median = statistics.median(seconds)
+    took = statistics.fmean(seconds) if args.run else statistics.median(seconds[WARM_UP:])
     print(
         json.dumps(
             {
                 "library": args.library,
                 "product": args.product,
+                **({"run": args.run, "recipe": args.recipe if args.library == "jumpsuite" else "its own"} if args.run else {}),
                 "d_in": args.d_in,
                 "width": args.width,
                 "batch": args.batch,
-                "step_s": round(median, 4),
+                "step_s": round(took, 4),
                 "encoder_product_s": round(product, 4),
-                "ratio": round(median / product, 2),
-                "tokens_per_s": round(args.batch / median),
+                "ratio": round(took / product, 2),
+                "tokens_per_s": round(args.batch / took),
                 "peak_gb": round(memory / 1e9, 2),
             }
         )
