@@ -23,6 +23,7 @@ chaos: install-dev  ## the long version of what the tests kill and damage briefl
 
 bench: install-dev peers  ## ours beside the peers, in one run: tests/bench/RESULTS.md
 	$(BIN)/python tests/bench/run.py --peers $(PEERS)/bin/python
+	$(BIN)/python tests/bench/run.py --size 640,16384,2048 --run 40
 
 peers: $(PEERS)/installed  ## dictionary_learning, whose packages do not fit ours, in an environment of its own
 
