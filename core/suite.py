@@ -250,6 +250,12 @@ class Suite(Section):
                     f"dictionaries[{index}].tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
                     "raise it or lower training.batch_rows"
                 )
+            controlled = grid.architecture in ("relu-l1", "gated") or (grid.architecture == "jumprelu" and self.training.objective == "tanh")
+            if controlled and grid.target_l0s and not self.training.l0_control:
+                raise impossible(
+                    f"training.l0_control is 0; expected more, for dictionaries[{index}] has target_l0s whose coefficient control must find; "
+                    "write training.l0_control: 0.01, or give l0_coefficients instead"
+                )
             if self.training.shards > 1 and (grid.architecture != "jumprelu" or self.training.objective != "l0" or self.training.matryoshka_prefixes):
                 raise impossible(
                     f"training.shards is {self.training.shards}; expected 1 for all but jumprelu dictionaries with the l0 objective and no "

@@ -202,6 +202,30 @@ def test_a_bad_dictionary_gets_one_sentence(grid: str, sentence: str) -> None:
     assert complaint(GOOD.replace("widths: 64, target_l0s: 8", grid)) == f"dictionaries[0]{sentence}"
 
 
+CONTROL = (
+    "training.l0_control is 0; expected more, for dictionaries[0] has target_l0s whose coefficient control must find; "
+    "write training.l0_control: 0.01, or give l0_coefficients instead"
+)
+SHARDS = (
+    "training.shards is 2; expected 1 for all but jumprelu dictionaries with the l0 objective and no matryoshka_prefixes, "
+    "and dictionaries[0] asks for others; set training.shards to 1"
+)
+
+
+@pytest.mark.parametrize(
+    ("grid", "settings", "sentence"),
+    [
+        ("architecture: gated, target_l0s: 8", [], CONTROL),
+        ("architecture: relu-l1, target_l0s: 8", [], CONTROL),
+        ("target_l0s: 8", ["training.objective=tanh"], CONTROL),
+        ("architecture: topk, target_l0s: 8", ["training.shards=2"], SHARDS),
+        ("target_l0s: 8", ["training.shards=2", "training.matryoshka_prefixes=[0.5]"], SHARDS),
+    ],
+)
+def test_what_a_dictionary_and_its_training_cannot_do_together_gets_one_sentence(grid: str, settings: list[str], sentence: str) -> None:
+    assert complaint(GOOD.replace("target_l0s: 8", grid), *settings).endswith(sentence)
+
+
 @pytest.mark.parametrize(("text", "sentence"), FILES.items(), ids=lambda text: text[-40:])
 def test_a_bad_file_gets_one_sentence(text: str, sentence: str) -> None:
     assert complaint(text) == sentence
