@@ -181,7 +181,7 @@ def test_the_same_steps_end_in_the_same_bits_however_much_room_the_lists_have(pr
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
 def test_a_trainer_that_was_stopped_goes_on_to_the_same_bits(product, monkeypatch):
-    monkeypatch.setattr(trainer, "step_of", lambda *given: CudaStep(*given[:4]))
+    monkeypatch.setattr(trainer, "step_of", lambda *given, **_: CudaStep(*given[:4]))
     monkeypatch.setattr(cuda_step, "DENSE_ABOVE", 1.0)
     training = training_of(encoder_product=product, bandwidth=0.1, threshold_init=0.3, adam_beta1=0.0, gradient_clip=1.0, learning_rate=1e-2)
 
