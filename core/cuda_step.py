@@ -31,7 +31,7 @@ CHUNK_ENTRIES = 1 << 27
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entries of a batch, row after row: row b has those from start_B[b] to start_B[b + 1]. A latent of -1 is none."""
+    """The entries of a batch, row after row: row b has those from start_B[b] to start_B[b + 1]. Behind all, with latent -1, are none."""
 
     start_B: Tensor
     row_E: Tensor
@@ -107,7 +107,10 @@ class CudaStep:
         z_E = z_E + d.b_enc[latent_E]
         theta_E = d.threshold[latent_E]
         is_entry = (z_E > theta_E) | ((z_E - theta_E).abs() < self.training.bandwidth / 2)
-        return _Entries(start_B, found.row_E[:count], latent_E.where(is_entry, -1), z_E)
+        # Candidates that are none go behind all entries: where they stood, they would tell how a row's sums are grouped, and with it their bits.
+        start_B = torch.cat([start_B.new_zeros(1), is_entry.cumsum(0)])[start_B]
+        entries_E = is_entry.sort(descending=True, stable=True).indices
+        return _Entries(start_B, found.row_E[:count][entries_E], latent_E.where(is_entry, -1)[entries_E], z_E[entries_E])
 
     def _candidates(self, centred_BD: Tensor) -> _Entries:
         """What may be an entry, with z as the product gave it, without the bias; as many as there is room for."""

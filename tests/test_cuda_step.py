@@ -21,7 +21,7 @@ from test_sparse_step import EPSILON, dictionary_of, relative, spec_of, step_of,
 
 import core
 from core import architectures, cuda_step, trainer
-from core.adam import Adam
+from core.adam import ROWS, Adam
 from core.cuda_step import CudaStep
 from core.dense_step import DenseStep
 from core.jumprelu import JumpReLUDictionary
@@ -108,7 +108,7 @@ def test_many_cuda_steps_lead_where_dense_ones_lead(product, beta1, clip):
     reference, step = step_of(DenseStep, dense, spec, training), step_of(CudaStep, sparse, spec, training)
     with pytest.MonkeyPatch.context() as patch:
         for t in range(steps):
-            patch.setattr(cuda_step, "DENSE_ABOVE", 0.0 if t == 4 else 1.0)
+            patch.setattr(cuda_step, "DENSE_ABOVE", 0.0 if t == steps - 2 else 1.0)
             x = rows_of(6, D, t).to(DEVICE)
             (error, l0), (expected, expected_l0) = step(x, 1e-3, 1.0), reference(x, 1e-3, 1.0)
             assert float(error) == pytest.approx(expected, rel=1e-4), f"step {t}"
@@ -116,6 +116,13 @@ def test_many_cuda_steps_lead_where_dense_ones_lead(product, beta1, clip):
     assert int((step.adam.last_L < steps).sum()) > 0 or beta1, "the premise: some latents waited"
     for name, p in dense.named_parameters():
         assert relative(sparse.state_dict()[name], p.detach()) < 1e-4, name
+    for name in ROWS:
+        waited = step.adam.second[name] * (0.9 ** (steps - step.adam.last_L).float())[:, None]
+        assert relative(waited, reference.adam.second[name]) < 1e-3, f"second moment of {name}"
+    if step.copy:
+        W_enc, rounding = sparse.W_enc.detach(), 0 if ON_GPU else 2**-7  # the interpreter cuts off where a GPU rounds
+        torch.testing.assert_close(step.copy[0], W_enc.bfloat16(), rtol=rounding, atol=0)
+        torch.testing.assert_close(step.copy[1], W_enc.norm(dim=1))
 
 
 def test_a_value_at_its_threshold_is_not_active_and_is_within_the_window():
@@ -177,6 +184,22 @@ def test_the_same_steps_end_in_the_same_bits_however_much_room_the_lists_have(pr
         ends.append({name: p.detach().clone() for name, p in dictionary.named_parameters()} | {"last": step.adam.last_L})
     for name, p in ends[0].items():
         assert torch.equal(p, ends[1][name]), name
+
+
+def test_candidates_that_are_no_entries_change_no_bit():
+    """Else the last bit of a row's norm, which a resumed run computes anew, could regroup a sum."""
+    D, L, ends = 16, 160, []
+    for slack in (1.0, 8.0):
+        dictionary = dictionary_of(D, L, 3, theta=0.2).to(DEVICE)
+        step = step_of(CudaStep, dictionary, spec_of(L, 3.0), training_of(bandwidth=0.01, encoder_product="bfloat16"))
+        step.copy[1].mul_(slack)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda_step, "DENSE_ABOVE", 1.0)
+            step(rows_of(8, D, 0).to(DEVICE), 1e-3, 1.0)
+        ends.append(({name: p.detach().clone() for name, p in dictionary.named_parameters()}, step.room))
+    assert ends[1][1] > ends[0][1], "the premise: the second had more candidates"
+    for name, p in ends[0][0].items():
+        assert torch.equal(p, ends[1][0][name]), name
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
