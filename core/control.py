@@ -9,6 +9,9 @@ from torch import Tensor
 from core.spec import DictionarySpec
 from core.training import Training
 
+LARGEST = 15.0
+"""Of the integral either way: where a target cannot be reached it must stay a number that a way back leads from."""
+
 L1_PRICE = 0.1
 """The price of activation, ||f||_1, that control begins with where no coefficient is given, for inputs of unit mean square."""
 
@@ -22,4 +25,4 @@ def next_price(price: float, l0: Tensor | float, warmth: float, spec: Dictionary
     if spec.target_l0 is None or not training.l0_control:
         return price
     miss = max(-1.0, min(1.0, float(l0) / spec.target_l0 - 1))
-    return price + training.l0_control * warmth * miss
+    return max(-LARGEST, min(LARGEST, price + training.l0_control * warmth * miss))

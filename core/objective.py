@@ -195,14 +195,15 @@ def topk_loss(dictionary: TopK, x_BD: Tensor) -> Loss:
     f_BL = dictionary.activate(z_BL)
     reconstruction_BD = dictionary.decode(f_BL)
     error = squared_error(x_BD, reconstruction_BD)
-    total = error + AUXILIARY_SHARE * auxiliary_loss(dictionary, z_BL, (x_BD - reconstruction_BD).detach())
+    variance = squared_error(x_BD, x_BD.mean(0, keepdim=True))
+    total = error + AUXILIARY_SHARE * variance * auxiliary_loss(dictionary, z_BL, (x_BD - reconstruction_BD).detach())
     return Loss(total, error.detach(), f_BL.detach())
 
 
 def auxiliary_loss(dictionary: TopK, z_BL: Tensor, residual_BD: Tensor) -> Tensor:
     """||e - e_hat||^2 over the variance of e: e what is left, e_hat what the D / 2 strongest dead latents make of it; zero without any.
 
-    Normalised as in OpenAI's code, which its paper does not say.
+    Normalised as in OpenAI's code, which its paper does not say; there the main error is so too, so here this counts times the variance of x.
     """
     dead_L = dictionary.dead
     num_dead, spread = int(dead_L.sum()), squared_error(residual_BD, residual_BD.mean(0, keepdim=True))

@@ -187,14 +187,15 @@ class Dictionaries(Section):
                 )
         return self
 
-    def at(self, site: Site, tokens: int) -> list[DictionarySpec]:
+    def at(self, site: Site, training: Training) -> list[DictionarySpec]:
         if not site.matches(self.sites):
             return []
         targets = [(target, None) for target in self.target_l0s or []]
-        rates: list[float | None] = list(self.learning_rates) if self.learning_rates else [None]
+        # The rate that is training's own is no other: so the same dictionary has one name.
+        rates = [None if rate == training.learning_rate else rate for rate in self.learning_rates or [training.learning_rate]]
         prices = [(None, price) for price in self.l0_coefficients or []]
         return [
-            DictionarySpec(site, self.architecture, width, target, price, seed, self.tokens or tokens, rate)
+            DictionarySpec(site, self.architecture, width, target, price, seed, self.tokens or training.tokens, rate)
             for width in self.widths
             for target, price in [*targets, *prices]
             for rate in rates
@@ -256,6 +257,11 @@ class Suite(Section):
                     f"training.l0_control is 0; expected more, for dictionaries[{index}] has target_l0s whose coefficient control must find; "
                     "write training.l0_control: 0.01, or give l0_coefficients instead"
                 )
+            if self.training.objective == "tanh" and (self.training.matryoshka_prefixes or self.training.frequency_coefficient):
+                raise impossible(
+                    "training.objective is 'tanh'; expected 'l0' beside matryoshka_prefixes or frequency_coefficient, which it has no place for; "
+                    "leave them out or set training.objective to l0"
+                )
             if self.training.shards > 1 and (grid.architecture != "jumprelu" or self.training.objective != "l0" or self.training.matryoshka_prefixes):
                 raise impossible(
                     f"training.shards is {self.training.shards}; expected 1 for all but jumprelu dictionaries with the l0 objective and no "
@@ -282,7 +288,7 @@ class Suite(Section):
                     f"dictionaries[{index}].sites is {grid.sites!r}; expected a pattern that names one of {sites[0]} to {sites[-1]}; "
                     "write for example 'L09.*' or remove it"
                 )
-        found = {site: [spec for grid in self.dictionaries for spec in grid.at(site, self.training.tokens)] for site in sites}
+        found = {site: [spec for grid in self.dictionaries for spec in grid.at(site, self.training)] for site in sites}
         for site, specs in found.items():
             names = [spec.name for spec in specs]
             twice = next((name for name in names if names.count(name) > 1), None)

@@ -143,7 +143,7 @@ class Training(Section):
     target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
     """The lambda of the quadratic penalty; used by dictionaries with a target L0 alone."""
 
-    l0_control: float = Field(0.0, ge=0, le=1, examples=[0.01])
+    l0_control: float = Field(0.0, ge=0, le=0.1, examples=[0.01])
     """For dictionaries with a target L0: how far each step moves the penalty's coefficient against what L0 misses of the target
     (`core/control.py`). relu-l1 and gated dictionaries find their coefficient by it."""
     frequency_coefficient: float = Field(0.0, ge=0, examples=[1e-3])

@@ -48,6 +48,18 @@ class Cell:
     def at(self) -> tuple[Any, ...]:
         return self.site, self.width, self.architecture, self.sparsity, self.learning_rate
 
+    @property
+    def miss(self) -> float | None:
+        """By which share L0 is off its target, or None without one."""
+        target = self.rows[0]["target_l0"]
+        return None if target is None else abs(self.mean("l0") / target - 1)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Less is better: first L0 within a twentieth of the target, then FVU."""
+        miss = self.miss or 0.0
+        return miss if miss > 0.05 else 0.0, self.mean("fvu")
+
     def mean(self, column: str) -> float:
         return fmean(row[column] for row in self.rows)
 
@@ -77,11 +89,14 @@ def _sparsity(spec: DictionarySpec) -> str:
 
 
 def best(cells: list[Cell]) -> list[Cell]:
-    """Of the learning rates that were tried at one sparsity, the one with the least FVU."""
+    """Of the learning rates that were tried at one sparsity, the one with the least FVU among those that met the L0 asked for.
+
+    A rate that leaves L0 too high reconstructs better for that alone. Where none met it, the nearest is taken; without a target, all stay.
+    """
     chosen: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        at = cell.at[:-1]
-        if at not in chosen or cell.mean("fvu") < chosen[at].mean("fvu"):
+        at = cell.at[:-1] if cell.miss is not None else cell.at
+        if at not in chosen or cell.rank < chosen[at].rank:
             chosen[at] = cell
     return list(chosen.values())
 
@@ -116,6 +131,7 @@ def table_cells(cells: list[Cell]) -> list[tuple[str, ...]]:
 class Comparison:
     """FVU of JumpReLU over that of another architecture at the same L0."""
 
+    where: str
     other: str
     ratio: float
     error: float | None
@@ -136,7 +152,7 @@ def compare(chosen: list[Cell]) -> Iterator[Comparison]:
     groups: dict[tuple[str, int], dict[str, list[Cell]]] = {}
     for cell in chosen:
         groups.setdefault((cell.site, cell.width), {}).setdefault(cell.architecture, []).append(cell)
-    for by_architecture in groups.values():
+    for (site, width), by_architecture in groups.items():
         ours = by_architecture.pop("jumprelu", [])
         for other, theirs in by_architecture.items():
             for cell in ours:
@@ -144,7 +160,7 @@ def compare(chosen: list[Cell]) -> Iterator[Comparison]:
                     fvu, relative_error = found
                     own = _relative_error(cell)
                     error = None if own is None or relative_error is None else cell.mean("fvu") / fvu * math.hypot(own, relative_error)
-                    yield Comparison(other, cell.mean("fvu") / fvu, error, cell.mean("l0"))
+                    yield Comparison(f"{site} at width {width_label(width)}", other, cell.mean("fvu") / fvu, error, cell.mean("l0"))
 
 
 def _relative_error(cell: Cell) -> float | None:
@@ -162,6 +178,8 @@ def _at_l0(cells: list[Cell], l0: float, reach: float = 0.1) -> tuple[float, flo
     if len(points) == 1:
         return nearest.mean("fvu"), _relative_error(nearest)
     at = next((i for i in range(len(points) - 2) if l0 <= points[i + 1].mean("l0")), len(points) - 2)
+    if points[at].mean("l0") == points[at + 1].mean("l0"):
+        return nearest.mean("fvu"), _relative_error(nearest)
     (x0, y0), (x1, y1) = ((math.log(cell.mean("l0")), math.log(cell.mean("fvu"))) for cell in points[at : at + 2])
     return math.exp(y0 + (y1 - y0) * (math.log(l0) - x0) / (x1 - x0)), _relative_error(nearest)
 
@@ -170,14 +188,14 @@ def sentences(chosen: list[Cell]) -> list[str]:
     """What the data supports, a sentence for each architecture that JumpReLU stands beside."""
     lines = []
     found = list(compare(chosen))
-    for other in dict.fromkeys(comparison.other for comparison in found):
-        mine = [comparison for comparison in found if comparison.other == other]
+    for place, other in dict.fromkeys((comparison.where, comparison.other) for comparison in found):
+        mine = [comparison for comparison in found if (comparison.where, comparison.other) == (place, other)]
         where = ", ".join(f"{c.ratio:.3f}" + (f" ± {c.error:.3f}" if c.error is not None else "") + f" at L0 {c.l0:.0f} ({c.verdict})" for c in mine)
         above = [c for c in mine if c.verdict == "above"]
         single = any(c.error is None for c in mine)
         claim = "not worse" if not above else f"worse at {len(above)} of {len(mine)} sparsities"
         lines.append(
-            f"JumpReLU is {claim} than {other}: its FVU over {other}'s at the same L0 is {where}."
+            f"{place}, JumpReLU is {claim} than {other}: its FVU over {other}'s at the same L0 is {where}."
             + (" With a single seed nothing is said of chance." if single else "")
         )
     return lines

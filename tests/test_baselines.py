@@ -113,7 +113,7 @@ def test_dead_latents_of_topk_are_trained_on_what_the_others_leave():
     among_dead = torch.stack([largest(torch.where(torch.arange(12) < 5, row.relu(), torch.tensor(-1.0)), 3) for row in z])
     auxiliary = ((e - among_dead @ d.W_dec) ** 2).sum(1).mean() / ((e - e.mean(0)) ** 2).sum(1).mean()
     total, error, _ = loss(d, x, spec_of("topk", 12), training, 1.0)
-    torch.testing.assert_close(total, error + auxiliary / 32)
+    torch.testing.assert_close(total, error + auxiliary * ((x - x.mean(0)) ** 2).sum(1).mean() / 32)
     d.rows_idle_L.zero_()
     assert torch.equal(*loss(d, x, spec_of("topk", 12), training, 1.0)[:2]), "without a dead latent it is the squared error alone"
 

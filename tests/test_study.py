@@ -25,7 +25,7 @@ ARCHITECTURES = ("jumprelu", "gated", "topk", "batch-topk", "relu-l1")
 
 
 def cell(architecture: str, sparsity: str, fvus: list[float], l0: float | None = None, rate: float = 1e-3) -> Cell:
-    rows = [{"fvu": fvu, "l0": l0 or float(sparsity)} for fvu in fvus]
+    rows = [{"fvu": fvu, "l0": l0 or float(sparsity), "target_l0": float(sparsity)} for fvu in fvus]
     return Cell("L09.resid_post", 4_096, architecture, sparsity, rate, rows)
 
 
@@ -35,6 +35,16 @@ def cell(architecture: str, sparsity: str, fvus: list[float], l0: float | None =
 def test_each_architecture_is_shown_at_the_learning_rate_that_served_it_best():
     cells = [cell("topk", "40", [0.06, 0.07], rate=1e-3), cell("topk", "40", [0.05, 0.06], rate=4e-3), cell("topk", "100", [0.04], rate=1e-3)]
     assert [(c.sparsity, c.learning_rate) for c in best(cells)] == [("40", 4e-3), ("100", 1e-3)]
+
+
+def test_a_learning_rate_that_misses_the_target_is_not_best_for_its_lower_error():
+    met, missed = cell("topk", "40", [0.06], l0=41.0, rate=1e-3), cell("topk", "40", [0.03], l0=90.0, rate=4e-3)
+    assert best([missed, met]) == [met]
+
+
+def test_two_sparsities_of_the_same_l0_are_compared_without_a_line_between_them():
+    same = [cell("topk", "60", [0.05], l0=40.0), cell("topk", "80", [0.05], l0=40.0)]
+    assert next(compare([cell("jumprelu", "40", [0.05]), *same])).ratio == pytest.approx(1)
 
 
 def test_fronts_are_compared_at_the_same_l0_on_the_line_between_their_points():
@@ -99,7 +109,7 @@ def test_a_study_prints_its_table_and_a_sentence_for_each_architecture(studied):
     for name in ARCHITECTURES:
         assert re.search(rf"L01.resid_post +64 +{name} +16 ", ran.stdout), ran.stdout
     for name in ARCHITECTURES[1:]:
-        assert re.search(rf"^JumpReLU is .* than {name}: ", ran.stdout, re.MULTILINE)
+        assert re.search(rf"^L01.resid_post at width 64, JumpReLU is .* than {name}: ", ran.stdout, re.MULTILINE)
     assert "Traceback" not in ran.stdout + ran.stderr
 
 

@@ -219,6 +219,7 @@ SHARDS = (
         ("architecture: relu-l1, target_l0s: 8", [], CONTROL),
         ("target_l0s: 8", ["training.objective=tanh"], CONTROL),
         ("architecture: topk, target_l0s: 8", ["training.shards=2"], SHARDS),
+        ("l0_coefficients: 8", ["training.objective=tanh", "training.matryoshka_prefixes=[0.5]"], "leave them out or set training.objective to l0"),
         ("target_l0s: 8", ["training.shards=2", "training.matryoshka_prefixes=[0.5]"], SHARDS),
     ],
 )
@@ -377,7 +378,7 @@ def test_layers_are_a_list_a_range_or_all(layers: str, expected: list[int]) -> N
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fills_in_what_the_file_does_not_say(recipe: str) -> None:
-    training = parse_suite(GOOD, [f"training.recipe={recipe}", "training.adam_epsilon=1e-6"]).training
+    training = parse_suite(GOOD.replace("target_l0s: 8", "l0_coefficients: 8"), [f"training.recipe={recipe}", "training.adam_epsilon=1e-6"]).training
     said = {"adam_epsilon": 1e-6, "batch_rows": 256}
     assert training.model_dump(include=set(RECIPES[recipe])) == RECIPES[recipe] | said
 
