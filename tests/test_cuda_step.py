@@ -17,7 +17,17 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is for Linux alone")
 
-from test_sparse_step import EPSILON, dictionary_of, relative, spec_of, step_of, training_of, twin
+from test_sparse_step import (
+    EPSILON,
+    assert_moved_alike,
+    dictionary_and_rows,
+    dictionary_of,
+    relative,
+    spec_of,
+    step_of,
+    training_of,
+    twin,
+)
 
 import core
 from core import architectures, cuda_step, trainer
@@ -32,14 +42,6 @@ from core.trainer import Trainer
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 EXAMPLES = 300 if ON_GPU else 40
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def on_device(dictionary: JumpReLUDictionary) -> JumpReLUDictionary:
@@ -66,16 +68,8 @@ def rows_of(B: int, D: int, seed: int) -> Tensor:
 def test_a_cuda_step_has_the_loss_and_the_gradients_of_the_dense_one(
     shape, seed, theta, log_threshold, bandwidth, penalty, clip, rows, dense_above, product
 ):
-    B, D, L = shape
-    dictionary = dictionary_of(D, L, seed, theta=theta, log_threshold=log_threshold)
-    with torch.no_grad():
-        dictionary.W_enc[:, 0] = dictionary.W_enc[:, 0].abs() + 0.5  # so that dimension 0 can switch all latents on or off
-    x = rows_of(B, D, seed)
-    which = torch.arange(B) % 3
-    x[(which == 0) & (rows in ("silent", "some of each")), 0] = -10
-    x[(which == 1) & (rows in ("full", "some of each")), 0] = 10
-    x = x.to(DEVICE)
-
+    dictionary, x = dictionary_and_rows(shape, seed, rows, theta=theta, log_threshold=log_threshold)
+    x, L = x.to(DEVICE), shape[2]
     objective = {} if penalty == "linear" else {"target_l0_objective": penalty, "target_l0_coefficient": 0.2}
     training = training_of(bandwidth=bandwidth, gradient_clip=clip, adam_epsilon=EPSILON, encoder_product=product, **objective)
     spec = spec_of(L, None if penalty == "linear" else 2.5)
@@ -88,10 +82,7 @@ def test_a_cuda_step_has_the_loss_and_the_gradients_of_the_dense_one(
 
     assert float(sparse_error) == pytest.approx(error, rel=1e-5)
     assert float(sparse_l0) == pytest.approx(l0, rel=1e-6)
-    for name, p in dense.named_parameters():
-        moved, reference = sparse.state_dict()[name] - before[name], p.detach() - before[name]
-        rounding = 3e-7 * float(before[name].norm())
-        assert float((moved - reference).norm()) <= 1e-4 * float(reference.norm()) + rounding, name
+    assert_moved_alike(sparse, dense, before)
 
 
 @pytest.mark.parametrize(

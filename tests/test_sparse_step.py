@@ -61,6 +61,27 @@ def relative(value: Tensor, reference: Tensor) -> float:
     return float((value - reference).norm() / max(float(reference.norm()), 1e-6))
 
 
+def dictionary_and_rows(shape: tuple[int, int, int], seed: int, rows: str, *, theta: float, log_threshold: bool) -> tuple[JumpReLUDictionary, Tensor]:
+    """A dictionary, and B x D normalised rows of which some, by what `rows` says, switch none or all of its latents on."""
+    B, D, L = shape
+    dictionary = dictionary_of(D, L, seed, theta=theta, log_threshold=log_threshold)
+    with torch.no_grad():
+        dictionary.W_enc[:, 0] = dictionary.W_enc[:, 0].abs() + 0.5  # so that dimension 0 can switch all latents on or off
+    x = torch.randn(B, D, generator=torch.Generator().manual_seed(seed)) / math.sqrt(D)
+    which = torch.arange(B) % 3
+    x[(which == 0) & (rows in ("silent", "some of each")), 0] = -10
+    x[(which == 1) & (rows in ("full", "some of each")), 0] = 10
+    return dictionary, x
+
+
+def assert_moved_alike(sparse: JumpReLUDictionary, dense: JumpReLUDictionary, before: dict[str, Tensor]) -> None:
+    """A step moved every parameter of both by the same, 1e-4 of it and the rounding of the parameter aside."""
+    for name, p in dense.named_parameters():
+        moved, reference = sparse.state_dict()[name] - before[name], p.detach() - before[name]
+        rounding = 3e-7 * float(before[name].norm())
+        assert float((moved - reference).norm()) <= 1e-4 * float(reference.norm()) + rounding, name
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([1, 5, 63, 64, 65, 200, 257])),
@@ -77,15 +98,8 @@ def relative(value: Tensor, reference: Tensor) -> float:
 def test_a_sparse_step_has_the_loss_and_the_gradients_of_the_dense_one(
     shape, seed, theta, log_threshold, bandwidth, penalty, clip, rows, dense_above, product
 ):
-    B, D, L = shape
-    dictionary = dictionary_of(D, L, seed, theta=theta, log_threshold=log_threshold)
-    with torch.no_grad():
-        dictionary.W_enc[:, 0] = dictionary.W_enc[:, 0].abs() + 0.5  # so that dimension 0 can switch all latents on or off
-    x = torch.randn(B, D, generator=torch.Generator().manual_seed(seed)) / math.sqrt(D)
-    which = torch.arange(B) % 3
-    x[(which == 0) & (rows in ("silent", "some of each")), 0] = -10
-    x[(which == 1) & (rows in ("full", "some of each")), 0] = 10
-
+    dictionary, x = dictionary_and_rows(shape, seed, rows, theta=theta, log_threshold=log_threshold)
+    L = shape[2]
     objective = {} if penalty == "linear" else {"target_l0_objective": penalty, "target_l0_coefficient": 0.2}
     training = training_of(bandwidth=bandwidth, gradient_clip=clip, adam_epsilon=EPSILON, encoder_product=product, **objective)
     spec = spec_of(L, None if penalty == "linear" else 2.5)
@@ -98,10 +112,7 @@ def test_a_sparse_step_has_the_loss_and_the_gradients_of_the_dense_one(
 
     assert sparse_error == pytest.approx(error, rel=1e-5)
     assert sparse_l0 == pytest.approx(l0, rel=1e-6)
-    for name, p in dense.named_parameters():
-        moved, reference = sparse.state_dict()[name] - before[name], p.detach() - before[name]
-        rounding = 3e-7 * float(before[name].norm())
-        assert float((moved - reference).norm()) <= 1e-4 * float(reference.norm()) + rounding, name
+    assert_moved_alike(sparse, dense, before)
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])

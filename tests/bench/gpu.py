@@ -39,7 +39,13 @@ Step = Callable[[Tensor, int], Any]
 def ours(kind: type, product: str) -> Callable[[argparse.Namespace, Tensor], Step]:
     def make(args: argparse.Namespace, rows: Tensor) -> Step:
         training: Any = SimpleNamespace(
-            encoder_product=product, bandwidth=0.01, gradient_clip=1.0, target_l0_objective="batch-mean", target_l0_coefficient=1e-3
+            encoder_product=product,
+            bandwidth=0.01,
+            gradient_clip=1.0,
+            target_l0_objective="batch-mean",
+            target_l0_coefficient=1e-3,
+            frequency_coefficient=0.0,
+            matryoshka_prefixes=[],
         )
         spec = DictionarySpec(Site(0, "resid_post"), "jumprelu", args.width, args.l0, None, 0, 10**9)
         dictionary = JumpReLUDictionary(args.d_in, args.width, seed=0, threshold_init=0.01, log_threshold=False).to(DEVICE)
