@@ -230,6 +230,12 @@ class Suite(Section):
     device: str = Field("auto", examples=["cuda"])
     """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
 
+    @property
+    def in_bfloat16(self) -> list[str]:
+        """The fields that ask for bfloat16 products."""
+        types = {"model.dtype": self.model.dtype, "training.encoder_product": self.training.encoder_product}
+        return [field for field, dtype in types.items() if dtype == "bfloat16"]
+
     @model_validator(mode="after")
     def _consistent(self) -> "Suite":
         if self.name.lower() in RESERVED:

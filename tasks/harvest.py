@@ -7,12 +7,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from core.anatomy import Anatomy
+from core.anatomy import Anatomy, device_of
 from core.site import Site
 from storage.catalogue import Catalogue
 from storage.harvest import PARTS, Part
 from tasks.progress import Progress
-from tasks.resources import loaded_anatomy
+from tasks.resources import loaded_anatomy, warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def harvest_blocks(catalogue: Catalogue) -> None:
     work = [(part, block) for part in parts for block in part.missing(sites)]
     if not work:
         return
+    warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
     anatomy = loaded_anatomy(catalogue)
     widths = {site: catalogue.shape.width_of(site) for site in sites}
     for part in parts:

@@ -1,11 +1,10 @@
 """Plan: what running a suite would take, from arithmetic and a second's measurement of this machine."""
 
-import time
-
 import torch
 
 from core.anatomy import device_of, devices_of
 from core.forecast import forecast
+from core.machine import flop_a_second, slow_bfloat16
 from core.spec import width_label
 from storage.catalogue import Catalogue
 
@@ -14,7 +13,9 @@ def describe(catalogue: Catalogue) -> str:
     """The plan, as text. Changes nothing."""
     suite, sites = catalogue.suite, catalogue.sites
     devices_of(suite.device, suite.training.shards)  # which raises where there are too few
-    f, rate = forecast(suite, catalogue.shape, sites), _flop_a_second(catalogue.suite.device)
+    f, device = forecast(suite, catalogue.shape, sites), device_of(suite.device)
+    rate, in_bfloat16 = flop_a_second(device), flop_a_second(device, torch.bfloat16)
+    model_rate = in_bfloat16 if suite.model.dtype == "bfloat16" else rate
     specs = [spec for specs in sites.values() for spec in specs]
     widths = ", ".join(width_label(width) for width in sorted({spec.width for spec in specs}))
     targets = ", ".join(f"{target:g}" for target in sorted({spec.target_l0 for spec in specs if spec.target_l0 is not None}))
@@ -34,24 +35,14 @@ def describe(catalogue: Catalogue) -> str:
         (
             "hours",
             (
-                f"harvest {_hours(f.harvest_flop / rate)}, training {_hours(f.training_flop / rate)} at the {rate / 1e9:,.0f} GFLOP/s that a float32 "
-                "product reaches here; expect up to three times that, and evaluation besides"
+                f"harvest {_hours(f.harvest_flop / model_rate)}, training {_hours(f.training_flop / rate)} at the {rate / 1e9:,.0f} GFLOP/s that a "
+                f"float32 product reaches here, {in_bfloat16 / 1e9:,.0f} in bfloat16; expect up to three times that, and evaluation besides"
             ),
         ),
     ]
+    if advice := slow_bfloat16(suite.in_bfloat16, rate / in_bfloat16):
+        lines.append(("advice", advice))
     return "\n".join(f"{name:<14}{text}" for name, text in lines)
-
-
-def _flop_a_second(device_name: str, size: int = 1_024, seconds: float = 0.5) -> float:
-    """What a float32 product reaches on this device."""
-    device = device_of(device_name)
-    a = torch.randn(size, size, device=device)
-    (a @ a).sum().item()
-    began, products = time.monotonic(), 0
-    while time.monotonic() - began < seconds:
-        (a @ a)[0, 0].item()
-        products += 1
-    return 2 * size**3 * products / (time.monotonic() - began)
 
 
 def _bytes(count: float) -> str:

@@ -1,13 +1,25 @@
-"""What is dear to load and is kept between tasks of one process: the model."""
+"""What a machine gives to tasks: the model, dear to load and kept between tasks of one process, and the speed of its products."""
 
+import logging
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from core.anatomy import Anatomy, device_of
+from core.machine import bfloat16_slowdown, slow_bfloat16
 from core.suite import Model
 from storage.catalogue import Catalogue
 from storage.models import ModelSource
 from storage.objects import Store
+
+log = logging.getLogger(__name__)
+
+
+def warn_of_slow_bfloat16(field: str, dtype: str, device: torch.device) -> None:
+    """Tell a user whose machine would be quicker with another type in this field of the suite file."""
+    if dtype == "bfloat16" and (advice := slow_bfloat16([field], bfloat16_slowdown(device))):
+        log.warning("%s is bfloat16: %s", field, advice)
 
 
 def loaded_anatomy(catalogue: Catalogue) -> Anatomy:

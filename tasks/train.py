@@ -27,6 +27,7 @@ from storage.harvest import Part
 from tasks.processes import in_processes
 from tasks.progress import Progress
 from tasks.provenance import code
+from tasks.resources import warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
         return
     devices = devices_of(catalogue.suite.device, catalogue.suite.training.shards)
     if len(devices) == 1:
+        warn_of_slow_bfloat16("training.encoder_product", catalogue.suite.training.encoder_product, devices[0])
         _train(catalogue, site, devices[0])
     else:
         in_processes(_train_shards, (catalogue.suite, catalogue.store.root, site), devices)
@@ -148,7 +150,7 @@ class _Reader:
         """Seconds that training stood still for rows that had been asked for ahead."""
 
     def batch(self, t: int) -> Tensor:
-        return self.order.batch(t, self.batch_rows, self._group).to(self.device)
+        return self.order.batch(t, self.batch_rows, self._group).to(self.device, non_blocking=True)
 
     def _group(self, epoch: int, group: int) -> Tensor:
         present, following = (epoch, group), self.order.group_after(epoch, group)
@@ -161,7 +163,9 @@ class _Reader:
         return rows
 
     def _read(self, epoch: int, group: int) -> Tensor:
-        return self.part.read(self.site, *self.order.group(epoch, group))
+        rows = self.part.read(self.site, *self.order.group(epoch, group))
+        # Pinned here, once a group, so that a batch goes to the device while the host and the device do other things.
+        return rows.pin_memory() if self.device.type == "cuda" else rows
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)

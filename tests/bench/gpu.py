@@ -109,7 +109,9 @@ def main() -> None:
     rows = heavy_tailed_rows(args.batch * 4, args.d_in)
     rows = (rows / rows.square().sum(1).mean().sqrt()).to(DEVICE)
     batches = rows.split(args.batch)
-    print("| d | width | batch | step | ms a step | bfloat16 encoder products | tokens/s | peak GB |\n|---|---|---|---|---|---|---|---|")
+    waiting_on_host = rows.bfloat16().cpu().pin_memory().split(args.batch)  # as `tasks/train.py` has them
+    print("| d | width | batch | step | ms a step | bfloat16 encoder products | tokens/s | waiting for rows | peak GB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for width in args.width or [16_384, 65_536, 131_072]:
         W_DL = torch.randn(args.d_in, width, device=DEVICE, dtype=torch.bfloat16)
         x_BD = batches[0].bfloat16()
@@ -126,9 +128,10 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
             seconds = seconds_each(lambda i, step=step: step(batches[i % 4], i))
             peak = torch.cuda.max_memory_allocated()
+            fed = seconds_each(lambda i, step=step: step(waiting_on_host[i % 4].to(DEVICE, non_blocking=True).float(), i))
             print(
                 f"| {args.d_in:,} | {width:,} | {args.batch:,} | {name} | {seconds * 1e3:.2f} | {seconds / product:.2f} "
-                f"| {args.batch / seconds:,.0f} | {peak / 1e9:.2f} |",
+                f"| {args.batch / seconds:,.0f} | {max(0.0, 1 - seconds / fed):.1%} | {peak / 1e9:.2f} |",
                 flush=True,
             )
             if args.profile and index == 0:
