@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from core.suite import Suite
-from tasks.report import COLUMNS, LEGEND, Scored, cells
+from tasks.report import LEGEND, Scored, markdown, table_lines
 from tasks.train import describe_filter
 
 
@@ -44,9 +44,7 @@ commit {trained}, scored at {scored_by}.
 
 ## What was measured
 
-| {" | ".join(COLUMNS)} |
-|{"---|" * len(COLUMNS)}
-{chr(10).join(f"| {' | '.join(line)} |" for line in cells(scored))}
+{markdown(table_lines(scored))}
 
 {LEGEND}
 

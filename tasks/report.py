@@ -34,6 +34,8 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
             "width": spec.width,
             "target_l0": spec.target_l0,
             "l0_coefficient": spec.l0_coefficient,
+            "learning_rate": spec.learning_rate,
+            "tokens": spec.tokens,
             "seed": spec.seed,
             "l0": card["l0"],
             "fvu": card["fvu"],
@@ -53,38 +55,52 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
 
 
 COLUMNS = ("site", "width", "L0", "target", "FVU", "delta loss", "mean-abl.", "deleted", "dead %")
+TELLING_APART = {"architecture": "architecture", "learning_rate": "rate", "tokens": "tokens", "seed": "seed"}
+"""Columns, and their heads, of what is the same for all dictionaries of most suites: shown where it is not."""
 
 
-def cells(scored: Scored) -> list[tuple[str, ...]]:
-    """The table's cells, as text."""
-    return [
-        (
-            row["site"],
-            f"{row['width']:,}",
-            f"{row['l0']:.1f}",
-            f"{row['target_l0']:g}" if row["target_l0"] is not None else f"λ {row['l0_coefficient']:g}",
-            f"{row['fvu']:.3f}",
-            f"{row['delta_loss']:.3f}" + (f" ± {row['delta_loss_standard_error']:.3f}" if row["delta_loss_standard_error"] is not None else ""),
-            f"{row['delta_loss_mean_ablation']:.2f}",
-            f"{row['delta_loss_zero_ablation']:.2f}",
-            f"{100 * row['dead']:.1f}",
-        )
-        for row in rows_of(scored)
-    ]
+def table_lines(scored: Scored) -> list[tuple[str, ...]]:
+    """The table as text, its head first."""
+    rows = rows_of(scored)
+    telling = [key for key in TELLING_APART if len({row[key] for row in rows}) > 1]
+    head = (COLUMNS[0], *(TELLING_APART[key] for key in telling), *COLUMNS[1:])
+    return [head, *((row["site"], *(_cell(row[key]) for key in telling), *_measured(row)) for row in rows)]
+
+
+def _cell(value: str | float | None) -> str:
+    return "recipe's" if value is None else value if isinstance(value, str) else f"{value:,}"
+
+
+def _measured(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{row['width']:,}",
+        f"{row['l0']:.1f}",
+        f"{row['target_l0']:g}" if row["target_l0"] is not None else f"λ {row['l0_coefficient']:g}",
+        f"{row['fvu']:.3f}",
+        f"{row['delta_loss']:.3f}" + (f" ± {row['delta_loss_standard_error']:.3f}" if row["delta_loss_standard_error"] is not None else ""),
+        f"{row['delta_loss_mean_ablation']:.2f}",
+        f"{row['delta_loss_zero_ablation']:.2f}",
+        f"{100 * row['dead']:.1f}",
+    )
 
 
 def table(scored: Scored) -> str:
     """The table a terminal shows."""
-    return grid(COLUMNS, cells(scored))
+    return grid(table_lines(scored))
 
 
-def grid(columns: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
-    """Aligned columns under a ruled head, the first to the left and all others to the right."""
-    lines = [columns, *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+def grid(lines: list[tuple[str, ...]]) -> str:
+    """Aligned columns under a ruled head, which is the first line; the first column to the left and all others to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines]
     rule = "─" * len(text[0])
     return "\n".join([text[0], rule, *text[1:]])
+
+
+def markdown(lines: list[tuple[str, ...]]) -> str:
+    """The same table in Markdown."""
+    head, *rest = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
 def missed_targets(scored: Scored) -> list[str]:
@@ -128,15 +144,19 @@ def picture(scored: Scored, title: str) -> bytes:
 
 
 def _pareto(axis: Axes, rows: list[dict[str, Any]], column: str, layers: list[int]) -> None:
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in ("site", "width", "architecture", "seed")), []).append(row)
-    for group in groups.values():
-        group.sort(key=lambda row: row["l0"])
+    for group in fronts(rows):
         marker = MARKERS[layers.index(group[0]["layer"]) % len(MARKERS)]
         axis.plot([r["l0"] for r in group], [r[column] for r in group], color=COLOURS[group[0]["kind"]], marker=marker, lw=1.2, ms=6, alpha=0.9)
     l0_axis(axis, [row["l0"] for row in rows])
     axis.set_ylim(bottom=min(0, min(row[column] for row in rows)))
+
+
+def fronts(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows that differ in their sparsity alone, each group from sparse to dense: one line of the picture."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in ("site", "width", *TELLING_APART)), []).append(row)
+    return [sorted(group, key=lambda row: row["l0"]) for group in groups.values()]
 
 
 def l0_axis(axis: Axes, l0s: list[float]) -> None:

