@@ -26,6 +26,7 @@ class Progress:
         self._name, self._total, self._unit, self._done, self._start = name, total, unit, start, start
         self._terminal, self._silent = terminal, silent
         self._began = self._spoke = time.monotonic()
+        self._done_before = start
         self._note = ""
 
     def advance(self, amount: int, note: str = "") -> None:
@@ -37,8 +38,10 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
-        self._spoke = time.monotonic()
-        rate = (self._done - self._start) / max(1e-9, self._spoke - self._began)
+        before, self._spoke = self._spoke, time.monotonic()
+        # Since the last line, not since the beginning: the first steps of a training, and a first pass that compiles, are slower than all others.
+        rate = (self._done - self._done_before) / max(1e-9, self._spoke - before)
+        self._done_before = self._done
         left = max(0, self._total - self._done) / rate if rate else float("inf")
         share = f"{self._done:,} of {self._total:,} {self._unit}"
         note = f"  {self._note}" if self._note else ""

@@ -172,8 +172,12 @@ class _Reader:
 
 
 def _note(trainers: list[Trainer]) -> str:
+    """How dictionaries fare: of a few each one, of many the least and the most, in a line that a terminal can hold."""
     points = [trainer.history[-1] for trainer in trainers if trainer.history]
-    return " | ".join(f"error {point['error']:.3f} L0 {point['l0']:.0f}" for point in points)
+    if len(points) <= 3:
+        return " | ".join(f"error {point['error']:.3f} L0 {point['l0']:.0f}" for point in points)
+    errors, l0s = sorted(point["error"] for point in points), sorted(point["l0"] for point in points)
+    return f"{len(points)} dictionaries: error {errors[0]:.3f} to {errors[-1]:.3f}, L0 {l0s[0]:.0f} to {l0s[-1]:.0f}"
 
 
 def _keep(folder: DictionaryFolder, trainer: Trainer, checkpoint_steps: int, facts: dict[str, Any], stores: bool) -> None:
