@@ -8,6 +8,7 @@ One training at a time, by `recipe.py` and by `--quality`, which hold out the sa
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -18,20 +19,18 @@ from typing import Any
 HERE = Path(__file__).parent
 
 
-def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, float, float, list[str]]]:
-    """Library, architecture, sparsity, learning rate, command."""
-    for l0 in args.l0:
-        for architecture in args.ours:
-            for rate in args.rates:
-                command = [sys.executable, str(HERE / "recipe.py"), args.rows, "--architecture", architecture, "--l0", f"{l0:g}"]
-                yield "ours", architecture, l0, rate, [*command, "--set", f"learning_rate={rate}"]
-        for architecture in args.theirs:
-            for rate in args.rates:
-                command = [args.peers, args.quality, args.rows, "--architecture", architecture, "--k", f"{l0:g}", "--lr", str(rate)]
-                # Its Gated has a price instead of a target.
-                prices = args.l1 if architecture == "gated" else [None]
-                for price in prices:
-                    yield "dictionary_learning", architecture, l0, rate, [*command, *(["--l1", str(price)] if price else [])]
+def jobs(args: argparse.Namespace) -> Iterator[tuple[str, str, str, float, list[str]]]:
+    """Library, architecture, what sets its sparsity, learning rate, command."""
+    for architecture in args.ours:
+        for l0, rate in itertools.product(args.l0, args.rates):
+            command = [sys.executable, str(HERE / "recipe.py"), args.rows, "--architecture", architecture, "--l0", f"{l0:g}"]
+            yield "ours", architecture, f"L0 {l0:g}", rate, [*command, "--set", f"learning_rate={rate}"]
+    for architecture in args.theirs:
+        # Its Gated has a price, which tells little of the L0 that comes of it.
+        option, name, values = ("--l1", "lambda", args.l1) if architecture == "gated" else ("--k", "L0", args.l0)
+        for value, rate in itertools.product(values, args.rates):
+            command = [args.peers, args.quality, args.rows, "--architecture", architecture, option, f"{value:g}", "--lr", str(rate)]
+            yield "dictionary_learning", architecture, f"{name} {value:g}", rate, command
 
 
 def main() -> None:
@@ -48,18 +47,15 @@ def main() -> None:
     parser.add_argument("--ours", nargs="*", default=["jumprelu", "topk"])
     parser.add_argument("--theirs", nargs="*", default=["topk"])
     args = parser.parse_args()
-    print("| library | architecture | target | rate | L0 | FVU | dead | seconds |\n|---|---|---|---|---|---|---|---|", flush=True)
-    for library, architecture, l0, rate, command in jobs(args):
+    print("| library | architecture | sparsity | rate | L0 | FVU | dead | seconds |\n|---|---|---|---|---|---|---|---|", flush=True)
+    for library, architecture, sparsity, rate, command in jobs(args):
         size = ["--width", str(args.width), "--tokens", str(args.tokens), "--seed", str(args.seed)]
         done = subprocess.run([*command[:3], *size, *command[3:]], capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
         got: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        target = f"{l0:g}" if "--l1" not in command else f"l1 {command[-1]}"
-        print(
-            f"| {library} | {architecture} | {target} | {rate:g} | {got['l0']:.1f} | {got['fvu']:.4f} | {got['dead']:.2f} | {got['seconds']:.0f} |",
-            flush=True,
-        )
+        measured = f"{got['l0']:.1f} | {got['fvu']:.4f} | {got['dead']:.2f} | {got['seconds']:.0f}"
+        print(f"| {library} | {architecture} | {sparsity} | {rate:g} | {measured} |", flush=True)
 
 
 if __name__ == "__main__":
