@@ -16,6 +16,11 @@ L1_PRICE = 0.1
 """The price of activation, ||f||_1, that control begins with where no coefficient is given, for inputs of unit mean square."""
 
 
+def by_control(architecture: str, training: Training) -> bool:
+    """Whether a target is met by control alone, as the loss has a price of activation and no target of its own."""
+    return architecture in ("relu-l1", "gated") or (architecture == "jumprelu" and training.objective == "tanh")
+
+
 def next_price(price: float, l0: Tensor | float, warmth: float, spec: DictionarySpec, training: Training) -> float:
     """The integral after a step on which the mean L0 was `l0`; zero at the start, and for ever without a target.
 

@@ -23,15 +23,6 @@ D, BATCH = 8, 16
 PLAIN = Normaliser(torch.zeros(D), math.sqrt(D))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Steps this small take ten times as long on two threads, which wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def training_of(**fields: Any) -> Training:
     short = {
         "recipe": "gemma-scope",
@@ -48,8 +39,8 @@ def training_of(**fields: Any) -> Training:
 
 
 def spec_of(steps: int = 100, **fields: Any) -> DictionarySpec:
-    usual = {"width": 24, "target_l0": 4.0, "l0_coefficient": None, "seed": 0}
-    return DictionarySpec(site=Site(3, "mlp_out"), architecture="jumprelu", tokens=steps * BATCH, **(usual | fields))
+    usual = {"architecture": "jumprelu", "width": 24, "target_l0": 4.0, "l0_coefficient": None, "seed": 0}
+    return DictionarySpec(site=Site(3, "mlp_out"), tokens=steps * BATCH, **(usual | fields))
 
 
 def batch(t: int) -> Tensor:
@@ -297,6 +288,14 @@ def test_an_l0_that_never_falls_is_stopped_by_name():
     assert trainer is stuck
     assert "L03.mlp_out width_64_l0_2 was stopped at step 200 of 400: its L0 is stuck at" in sentence
     assert "expected at most 8" in sentence
+
+
+def test_a_stuck_l0_is_told_what_moves_it_in_its_own_architecture():
+    stuck = Trainer(spec_of(400, width=64, target_l0=2.0, architecture="relu-l1"), training_of(l0_control=1e-6), PLAIN, CPU)
+    ((_, sentence),) = together_with_a_well_one(stuck)
+    assert "its L0 is stuck at" in sentence
+    assert "so raise that or train longer" in sentence
+    assert "threshold" not in sentence
 
 
 def test_a_dictionary_in_which_nothing_fires_is_stopped_by_name():
