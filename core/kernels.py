@@ -18,7 +18,7 @@ from numba.extending import overload
 Array = npt.NDArray[Any]
 
 _BLOCK = 64
-"""Latents looked at together; a shorter block is not vectorised."""
+"""Numbers of a row looked at together; a shorter block is not vectorised."""
 _LANES = 128
 """Sums that a dot product keeps beside each other, so that vector registers are filled without reordering any of them."""
 _PIECES = 128
@@ -321,6 +321,19 @@ def copy_rows(W_enc_LD: Array, copy_LD: Array, norm_L: Array) -> None:
         lanes = np.empty(_LANES, np.float32)
         for l in _piece(piece, len(W_enc_LD)):
             norm_L[l] = _keep_copy(W_enc_LD[l], copy_LD[l], lanes)
+
+
+@_parallel
+def weighted_sum(weight_L: Array, W_LD: Array, sum_D: Array) -> None:
+    """sum_l weight_l W_l; a library's matrix-vector product may group its terms by thread."""
+    L, D = W_LD.shape
+    for block in numba.prange((D + _BLOCK - 1) // _BLOCK):
+        total = sum_D[block * _BLOCK : (block + 1) * _BLOCK]
+        total[:] = 0
+        for l in range(L):
+            weight, w = weight_L[l], W_LD[l, block * _BLOCK : (block + 1) * _BLOCK]
+            for d in range(len(total)):
+                total[d] += weight * w[d]
 
 
 # Dense batches, a few rows at a time
