@@ -24,7 +24,7 @@ SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "
 
 def jumpsuite(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=_environment(**environment))
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=_environment(**environment))
 
 
 def _environment(**more: str) -> dict[str, str]:
