@@ -97,7 +97,7 @@ class SparseGatedStep(_OrDense):
             "b_enc": by_latent(to_magnitude),
             "b_gate": by_latent(to_gate),
             "r_mag": by_latent(to_magnitude * u) * torch.from_numpy(scale),
-            "b_dec": self._bias_gradients(by_latent(to_product), g_BD)["b_dec"],
+            "b_dec": self._pre_encoder_bias_gradient(by_latent(to_product), g_BD),
         }
         row = np.repeat(np.arange(len(x), dtype=np.int32), np.diff(entries.start_B))
         sorted_E = np.flatnonzero(is_open)[np.argsort(latent[is_open], kind="stable")]

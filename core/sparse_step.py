@@ -272,10 +272,13 @@ class SparseStep:
         return self._bias_gradients(torch.from_numpy(sums.bias), g_BD) | {"threshold_parameter": theta_L}
 
     def _bias_gradients(self, dz_L: Tensor, g_BD: Array) -> dict[str, Tensor]:
-        # The pre-encoder bias acts twice: added to the reconstruction, and taken off the encoder's input.
+        return {"b_enc": dz_L, "b_dec": self._pre_encoder_bias_gradient(dz_L, g_BD)}
+
+    def _pre_encoder_bias_gradient(self, dz_L: Tensor, g_BD: Array) -> Tensor:
+        """The pre-encoder bias acts twice: added to the reconstruction, and taken off the encoder's input."""
         through_encoder_D = torch.empty_like(self.dictionary.b_dec)
         kernels.weighted_sum(dz_L.numpy(), self.dictionary.W_enc.detach().numpy(), through_encoder_D.numpy())
-        return {"b_enc": dz_L, "b_dec": torch.from_numpy(g_BD).sum(0) - through_encoder_D}
+        return torch.from_numpy(g_BD).sum(0) - through_encoder_D
 
     def _constants(self, vectors: dict[str, Tensor], square: float, learning_rate: float) -> _Constants:
         if self.training.gradient_clip is not None:

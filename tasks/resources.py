@@ -16,8 +16,9 @@ from storage.objects import Store
 log = logging.getLogger(__name__)
 
 
+@lru_cache
 def warn_of_slow_bfloat16(field: str, dtype: str, device: torch.device) -> None:
-    """Tell a user whose machine would be quicker with another type in this field of the suite file."""
+    """Tell a user whose machine would be quicker with another type in this field of the suite file: once a process, not once a site."""
     if dtype == "bfloat16" and (advice := slow_bfloat16([field], bfloat16_slowdown(device))):
         log.warning("%s is bfloat16: %s", field, advice)
 
