@@ -29,11 +29,12 @@ def begin(dimensions: int, width: int, spec: DictionarySpec, training: Training)
         width: L, or how many of the latents are this process's.
     """
     seed = spec.seed
+    start_share = training.threshold_start * spec.target_l0 / spec.width if training.threshold_start and spec.target_l0 else None
     match spec.architecture:
         case "relu-l1":
             return ReLU(dimensions, width, seed=seed)
         case "gated":
-            return Gated(dimensions, width, seed=seed)
+            return Gated(dimensions, width, seed=seed, start_share=start_share)
         case "topk" | "batch-topk":
             assert spec.target_l0 is not None
             kind = TopK if spec.architecture == "topk" else BatchTopK
@@ -46,7 +47,7 @@ def begin(dimensions: int, width: int, spec: DictionarySpec, training: Training)
         seed=seed,
         threshold_init=training.threshold_init,
         log_threshold=training.threshold_parameter == "log",
-        start_share=training.threshold_start * spec.target_l0 / spec.width if training.threshold_start and spec.target_l0 else None,
+        start_share=start_share,
     )
 
 

@@ -6,7 +6,7 @@ JR is arXiv:2407.14435. Shapes as in `core/dictionary.py`. Their losses are besi
 import torch
 from torch import Tensor, nn
 
-from core.dictionary import TrainingDictionary, keep_largest
+from core.dictionary import TrainingDictionary, firing_levels, keep_largest
 
 
 class ReLU(TrainingDictionary):
@@ -17,12 +17,22 @@ class Gated(TrainingDictionary):
     """f = H(pi_gate) ReLU(pi_mag), two readings of one encoder product u = (x - b_dec) W_enc (arXiv:2404.16014, section 3.2).
 
     pi_gate = u + b_gate,  pi_mag = exp(r_mag) u + b_enc.
+
+    Args:
+        start_share: share of the first batch on which each gate is open at the start, or None for gates that begin without a bias.
     """
 
-    def __init__(self, dimensions: int, width: int, *, seed: int) -> None:
+    def __init__(self, dimensions: int, width: int, *, seed: int, start_share: float | None = None) -> None:
         super().__init__(dimensions, width, seed=seed)
+        self.start_share = start_share
         self.r_mag = nn.Parameter(torch.zeros(width))
         self.b_gate = nn.Parameter(torch.zeros(width))
+
+    @torch.no_grad()
+    def start(self, x_BD: Tensor) -> None:
+        """With b_gate = -theta a gate opens where JumpReLU's latent would fire (JR, section 2); so both can begin alike."""
+        if self.start_share is not None:
+            self.b_gate.copy_(-firing_levels(self, x_BD, self.start_share))
 
     def gate_and_magnitude(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
         """pi_gate and pi_mag, B x L."""

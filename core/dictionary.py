@@ -152,3 +152,15 @@ class TrainingDictionary(nn.Module):
             "threshold": C * own["threshold"],
         }
         return Dictionary(**{name: tensor.float().contiguous() for name, tensor in folded.items()}, k=self.k)
+
+
+@torch.no_grad()
+def firing_levels(dictionary: TrainingDictionary, x_BD: Tensor, share: float) -> Tensor:
+    """L: the level which each latent's z exceeds on this share of these rows, at least on one of them."""
+    width, pieces = len(dictionary.W_enc), []
+    firing = max(1, round(len(x_BD) * min(1.0, share)))
+    for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
+        piece = slice(first, first + 4_096)
+        z_BL = torch.addmm(dictionary.b_enc[piece], x_BD - dictionary.b_dec, dictionary.W_enc[piece].T)
+        pieces.append(z_BL.kthvalue(max(1, len(x_BD) - firing), dim=0).values)
+    return torch.cat(pieces)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.dictionary import TrainingDictionary
+from core.dictionary import TrainingDictionary, firing_levels
 
 
 def near(z_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
@@ -110,15 +110,3 @@ class JumpReLUDictionary(TrainingDictionary):
     @torch.no_grad()
     def as_jumprelu(self) -> dict[str, Tensor]:
         return super().as_jumprelu() | {"threshold": self.threshold.double().cpu()}
-
-
-@torch.no_grad()
-def firing_levels(dictionary: TrainingDictionary, x_BD: Tensor, share: float) -> Tensor:
-    """L: the level which each latent's z exceeds on this share of these rows, at least on one of them."""
-    width, pieces = len(dictionary.W_enc), []
-    firing = max(1, round(len(x_BD) * min(1.0, share)))
-    for first in range(0, width, 4_096):  # a few latents at a time: all of z may not fit
-        piece = slice(first, first + 4_096)
-        z_BL = torch.addmm(dictionary.b_enc[piece], x_BD - dictionary.b_dec, dictionary.W_enc[piece].T)
-        pieces.append(z_BL.kthvalue(max(1, len(x_BD) - firing), dim=0).values)
-    return torch.cat(pieces)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.jumprelu import JumpReLUDictionary, firing_levels, near
+from core.dictionary import firing_levels
+from core.jumprelu import JumpReLUDictionary, near
 
 FIRING_AT_START = 10_000
 """Latents that fire on a row at the start, or all where there are fewer."""

@@ -130,8 +130,8 @@ class Training(Section):
     """Width of the kernel of the straight-through estimators, in units of normalised inputs."""
     threshold_init: float = Field(gt=0, examples=[0.001])
     threshold_start: float | None = Field(None, gt=0, examples=[4.0])
-    """For dictionaries with a target L0, in place of threshold_init: each latent's threshold begins where, on the first batch, it fires as
-    often as a share of this many times the target asks of it."""
+    """For dictionaries with a target L0, in place of threshold_init: each latent's threshold, or for gated its gate's bias, begins where, on
+    the first batch, it fires as often as a share of this many times the target asks of it."""
     threshold_parameter: Literal["log", "linear"] = Field(examples=["log"])
     """What Adam moves: log(threshold), as in the paper's pseudo-code, or the threshold itself. Adam moves either by about
     one learning rate a step, so a short run cannot learn a logarithm: from 0.001 to 0.03 takes 49,000 steps of 7e-5."""

@@ -120,6 +120,18 @@ def test_thresholds_may_begin_where_a_multiple_of_the_target_fires_each_latent_a
     assert active.float().mean(0).tolist() == pytest.approx([8 / 24] * 24, rel=0.01)
 
 
+def test_the_gates_of_a_gated_dictionary_may_begin_as_jumprelu_s_thresholds_do():
+    rows = torch.randn(4_000, D, generator=torch.Generator().manual_seed(0))
+    training = training_of(threshold_start=2.0, learning_rate=1e-9, l0_control=0.01)
+    gated, jumprelu = (Trainer(spec_of(architecture=name), training, PLAIN, CPU) for name in ("gated", "jumprelu"))
+    gated.train_on(rows)
+    jumprelu.train_on(rows)
+    gate, magnitude = gated.dictionary.gate_and_magnitude(rows / math.sqrt(D))
+    assert (gate > 0).float().mean(0).tolist() == pytest.approx([8 / 24] * 24, rel=0.01), "twice the target of 4"
+    torch.testing.assert_close(-gated.dictionary.b_gate, jumprelu.dictionary.threshold, rtol=0, atol=1e-6)
+    torch.testing.assert_close(magnitude, jumprelu.dictionary.pre_activations(rows / math.sqrt(D)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("rows", [2, 100])
 @pytest.mark.parametrize("l0", [1e-6, 24.0, 1e308, math.inf])
 def test_however_few_the_rows_and_whatever_the_l0_asked_for_something_fires_at_the_start(rows, l0):
