@@ -7,7 +7,7 @@ integral of what is missing takes the remainder away: it is moved after every st
 from torch import Tensor
 
 from core.spec import DictionarySpec
-from core.training import Training
+from core.training import L1_ARCHITECTURES, Training
 
 LARGEST = 15.0
 """Of the integral either way: where a target cannot be reached it must stay a number that a way back leads from."""
@@ -18,7 +18,7 @@ L1_PRICE = 0.1
 
 def by_control(architecture: str, training: Training) -> bool:
     """Whether a target is met by control alone, as the loss has a price of activation and no target of its own."""
-    return architecture in ("relu-l1", "gated") or (architecture == "jumprelu" and training.objective == "tanh")
+    return architecture in L1_ARCHITECTURES or (architecture == "jumprelu" and training.objective == "tanh")
 
 
 def next_price(price: float, l0: Tensor | float, warmth: float, spec: DictionarySpec, training: Training) -> float:

@@ -40,9 +40,9 @@ def learning_rate_factor(step: int, num_steps: int, training: Training) -> float
     return factor * min(1.0, (num_steps - step) / decay_steps) if decay_steps else factor
 
 
-def sparsity_warmth(step: int, num_steps: int, training: Training) -> float:
+def sparsity_warmth(step: int, num_steps: int, warmup: float) -> float:
     """Share of the sparsity penalty in force at a step: linear from zero (GS, section 3.2)."""
-    warmup_steps = steps_of(training.sparsity_warmup, num_steps)
+    warmup_steps = steps_of(warmup, num_steps)
     return min(1.0, step / warmup_steps) if warmup_steps else 1.0
 
 
@@ -70,6 +70,7 @@ class Trainer:
         self.seconds: list[float] = []
         """Of each step in this process."""
         self.num_steps = training.num_steps(spec.tokens)
+        self.sparsity_warmup = training.warmup_of(spec.architecture)
         self.history: list[dict[str, float]] = []
         """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
 
@@ -95,7 +96,7 @@ class Trainer:
             own(self.dictionary).start(x_BD)
             self._step.refresh()
         x_BD = self.shards.everywhere(x_BD) if self.shards else x_BD
-        warmth = sparsity_warmth(self.step, self.num_steps, self.training)
+        warmth = sparsity_warmth(self.step, self.num_steps, self.sparsity_warmup)
         error, l0 = self._step(x_BD, learning_rate, warmth)
         self.dictionary.price = next_price(self.dictionary.price, l0, warmth, self.spec, self.training)
         self.seconds.append(time.perf_counter() - began)
@@ -118,7 +119,7 @@ class Trainer:
         if self.spec.target_l0 is None:
             return None
         expected = 4 * self.spec.target_l0
-        halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.num_steps, self.training) == 1
+        halfway = self.step >= self.num_steps / 2 and sparsity_warmth(self.step, self.num_steps, self.sparsity_warmup) == 1
         if not halfway or l0 <= expected:
             return None
         before = [point["l0"] for point in self.history if point["step"] <= self.step * 0.8]

@@ -67,11 +67,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "threshold_init": 0.03,
         "threshold_parameter": "linear",  # Adam cannot move a logarithm far in few steps
         "sparsity_warmup": 0.8,
+        "l1_warmup": 0.2,  # a price that rises for longer than control takes to find it leaves L0 15% off its target
         "target_l0_objective": "batch-mean",
         "target_l0_coefficient": 0.01,
         "l0_control": 0.01,
     },
 }
+
+L1_ARCHITECTURES = ("relu-l1", "gated")
+"""Those made sparse by a price on ||f||_1, or on that of its gates."""
 
 SHORT_RUN_TOKENS = 20_000_000
 """Up to this many tokens a suite that names no recipe gets `short-run`."""
@@ -138,6 +142,8 @@ class Training(Section):
 
     sparsity_warmup: float = Field(ge=0, examples=[10_000])
     """Steps over which the sparsity penalty rises linearly from zero; up to one, a share of all steps."""
+    l1_warmup: float | None = Field(None, ge=0, examples=[0.2])
+    """The same for relu-l1 and gated dictionaries, if it is to differ: their price of activation pulls towards no target, as JumpReLU's does."""
     target_l0_objective: Literal["per-token", "batch-mean"] = Field("per-token", examples=["per-token"])
     """Whether every token is pulled to the target, or only the mean over the batch: different objectives."""
     target_l0_coefficient: float = Field(1e-3, gt=0, examples=[1e-3])
@@ -189,6 +195,11 @@ class Training(Section):
     def identity(self) -> dict[str, Any]:
         """Everything here that changes the trained dictionary, for its key."""
         return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps", "shards"})
+
+    def warmup_of(self, architecture: str) -> float:
+        """Of its sparsity penalty: in steps, or up to one a share of all."""
+        l1_warmup = self.l1_warmup if architecture in L1_ARCHITECTURES else None
+        return self.sparsity_warmup if l1_warmup is None else l1_warmup
 
     def num_steps(self, tokens: int) -> int:
         return max(1, tokens // self.batch_rows)

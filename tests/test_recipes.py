@@ -170,8 +170,8 @@ def test_anthropics_free_decoder_is_folded_to_unit_rows_and_stays_the_same_funct
 
 
 def test_a_warmup_of_one_lasts_the_whole_run():
-    training = anthropic()
-    assert [sparsity_warmth(step, 10, training) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
+    warmup = anthropic().warmup_of("jumprelu")
+    assert [sparsity_warmth(step, 10, warmup) for step in (0, 5, 10)] == [0.0, 0.5, 1.0]
 
 
 # Control of L0

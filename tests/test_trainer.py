@@ -94,16 +94,22 @@ def test_warm_up_and_decay_that_overlap_multiply():
 
 
 def test_the_sparsity_penalty_is_switched_on_linearly():
-    training = training_of(sparsity_warmup=10_000)
-    assert [sparsity_warmth(step, 30_000, training) for step in (0, 2_500, 10_000, 20_000)] == [0, 0.25, 1, 1]
-    assert sparsity_warmth(0, 100, training_of(sparsity_warmup=0)) == 1
+    assert [sparsity_warmth(step, 30_000, 10_000) for step in (0, 2_500, 10_000, 20_000)] == [0, 0.25, 1, 1]
+    assert sparsity_warmth(0, 100, 0) == 1
+
+
+def test_the_price_of_l1_may_have_a_warm_up_of_its_own():
+    shared, apart = training_of(sparsity_warmup=20), training_of(sparsity_warmup=20, l1_warmup=5)
+    assert [shared.warmup_of(name) for name in ("jumprelu", "relu-l1", "gated")] == [20, 20, 20]
+    assert [apart.warmup_of(name) for name in ("jumprelu", "relu-l1", "gated")] == [20, 5, 5]
+    assert Trainer(spec_of(400, architecture="gated"), apart, PLAIN, CPU).sparsity_warmup == 5
 
 
 def test_a_warm_up_below_one_is_a_share_of_all_steps():
-    shares, steps = training_of(learning_rate_warmup=0.05, sparsity_warmup=0.8), training_of(learning_rate_warmup=50, sparsity_warmup=800)
+    shares, steps = training_of(learning_rate_warmup=0.05), training_of(learning_rate_warmup=50)
     for step in (0, 1, 20, 49, 50, 500, 800, 999):
         assert learning_rate_factor(step, 1_000, shares) == pytest.approx(learning_rate_factor(step, 1_000, steps))
-        assert sparsity_warmth(step, 1_000, shares) == pytest.approx(sparsity_warmth(step, 1_000, steps))
+        assert sparsity_warmth(step, 1_000, 0.8) == pytest.approx(sparsity_warmth(step, 1_000, 800))
 
 
 # Steps
