@@ -134,9 +134,13 @@ def exact_products(x_BD: Array, W_LD: Array, start_B: Array, latent_E: Array, z_
 
 @_parallel
 def reconstruct(
-    x_BD: Array, W_dec_LD: Array, b_dec_D: Array, threshold_L: Array, start_B: Array, latent_E: Array, z_E: Array, g_BD: Array, error_B: Array,
+    x_BD: Array, W_dec_LD: Array, b_dec_D: Array, threshold_L: Array, start_B: Array, latent_E: Array, z_E: Array,
+    g_BD: Array, error_B: Array, gradient_E: Array,
 ) -> None:  # fmt: skip
-    """error_B = ||x_hat - x||^2 and g_BD, its batch mean's gradient 2 (x_hat - x) / B; only entries above their threshold decode."""
+    """error_B = ||x_hat - x||^2, g_BD, its batch mean's gradient 2 (x_hat - x) / B, and gradient_E = dL/df = g_b . d_l at every entry.
+
+    Only entries above their threshold decode. A row's gradients follow at once, while the decoder's rows that it took are still in the cache.
+    """
     B, D = x_BD.shape
     for piece in numba.prange(_PIECES):
         lanes = np.empty(_LANES, np.float32)
@@ -153,16 +157,8 @@ def reconstruct(
             error_B[b] = _dot(r, r, lanes)
             for d in range(D):
                 r[d] *= np.float32(2) / np.float32(B)
-
-
-@_parallel
-def gradient_at_entries(g_BD: Array, W_dec_LD: Array, start_B: Array, latent_E: Array, gradient_E: Array) -> None:
-    """dL/df at every entry: g_b . d_l."""
-    for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
-        for b in _piece(piece, len(g_BD)):
             for e in range(start_B[b], start_B[b + 1]):
-                gradient_E[e] = _dot(g_BD[b], W_dec_LD[latent_E[e]], lanes)
+                gradient_E[e] = _dot(r, W_dec_LD[latent_E[e]], lanes)
 
 
 @_serial

@@ -109,6 +109,5 @@ class SparseGatedStep(_OrDense):
         """The gradient of a squared error in its reconstruction, the error by row, and its gradient in f at every entry."""
         g_BD, error_B, gradient_E = np.empty_like(x), np.empty(len(x), np.float32), np.empty_like(f_E)
         rows = entries.start_B, entries.latent_E
-        kernels.reconstruct(x, W_dec, b_dec, np.zeros(len(W_dec), np.float32), *rows, f_E, g_BD, error_B)
-        kernels.gradient_at_entries(g_BD, W_dec, *rows, gradient_E)
+        kernels.reconstruct(x, W_dec, b_dec, np.zeros(len(W_dec), np.float32), *rows, f_E, g_BD, error_B, gradient_E)
         return g_BD, error_B, gradient_E

@@ -200,8 +200,7 @@ class SparseStep:
         rows = entries.start_B, entries.latent_E
         x, centred = x_BD.numpy(), centred_BD.numpy()
         g_BD, error_B, gradient_E = np.empty_like(x), np.empty(len(x), np.float32), np.empty_like(entries.z_E)
-        kernels.reconstruct(x, W_dec, b_dec, threshold, *rows, entries.z_E, g_BD, error_B)
-        kernels.gradient_at_entries(g_BD, W_dec, *rows, gradient_E)
+        kernels.reconstruct(x, W_dec, b_dec, threshold, *rows, entries.z_E, g_BD, error_B, gradient_E)
 
         l0_B, active_L = np.zeros(len(x), np.int32), np.zeros(len(W_dec), np.int64)
         kernels.count_active(*rows, entries.z_E, threshold, l0_B, active_L)
