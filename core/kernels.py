@@ -13,14 +13,15 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba.extending import overload
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 
 Array = npt.NDArray[Any]
 
 _BLOCK = 64
 """Numbers of a row looked at together; a shorter block is not vectorised."""
-_LANES = 128
-"""Sums that a dot product keeps beside each other, so that vector registers are filled without reordering any of them."""
 _PIECES = 128
 """Pieces that rows or latents are dealt out in; each has its own scratch memory."""
 
@@ -69,21 +70,46 @@ def _bfloat16(value: Any) -> Any:
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@_serial
-def _dot(a_D: Array, b_D: Array, lanes: Array) -> Any:
-    """a . b: lane j sums the products at j, j + _LANES, ...; then every fourth lane is summed, and the four sums."""
-    lanes[:] = 0
-    for first in range(0, len(a_D), _LANES):
-        a, b = a_D[first : first + _LANES], b_D[first : first + _LANES]
-        for j in range(len(a)):
-            lanes[j] += a[j] * b[j]
-    total, second, third, fourth = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    for j in range(0, _LANES, 4):
-        total += lanes[j]
-        second += lanes[j + 1]
-        third += lanes[j + 2]
-        fourth += lanes[j + 3]
-    return (total + second) + (third + fourth)
+_VECTOR, _CHAINS = 16, 4
+"""Of a dot product: sums in a vector register, and registers that are added to in turn."""
+
+
+@intrinsic
+def _dot(_context: Any, a_D: Any, b_D: Any) -> Any:
+    """a . b of float32 arrays, with 64 sums beside each other: the i-th takes the products at i, i + 64, ..., and they are added in pairs.
+
+    Written in LLVM's terms, for a sum whose order is fixed is not vectorised, and one whose order is free is another on every machine.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number, vector, index = ir.FloatType(), ir.VectorType(ir.FloatType(), _VECTOR), ir.IntType(64)
+        a, b = (context.make_array(of)(context, builder, array) for of, array in zip(signature.args, arguments, strict=True))
+        length = builder.extract_value(a.shape, 0)
+        whole = builder.and_(length, ir.Constant(index, -_VECTOR * _CHAINS))
+        sums = [cgutils.alloca_once_value(builder, ir.Constant(vector, [0.0] * _VECTOR)) for _ in range(_CHAINS)]
+        with cgutils.for_range_slice(builder, index(0), whole, index(_VECTOR * _CHAINS), index) as (at, _):
+            for chain, total in enumerate(sums):
+                here = builder.add(at, index(chain * _VECTOR))
+                x, y = (builder.load(builder.bitcast(builder.gep(z.data, [here]), vector.as_pointer()), align=4) for z in (a, b))
+                builder.store(builder.fadd(builder.load(total), builder.fmul(x, y)), total)
+        rest = cgutils.alloca_once_value(builder, number(0.0))
+        with cgutils.for_range_slice(builder, whole, length, index(1), index) as (at, _):
+            x, y = (builder.load(builder.gep(z.data, [at])) for z in (a, b))
+            builder.store(builder.fadd(builder.load(rest), builder.fmul(x, y)), rest)
+        parts = [builder.load(total) for total in sums]
+        while len(parts) > 1:
+            parts = [builder.fadd(x, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        (lanes,), width = parts, _VECTOR
+        while width > 1:
+            width //= 2
+            low, high = (
+                builder.shuffle_vector(lanes, lanes, ir.Constant(ir.VectorType(ir.IntType(32), width), [*range(first, first + width)]))
+                for first in (0, width)
+            )
+            lanes = builder.fadd(low, high)
+        return builder.fadd(builder.extract_element(lanes, ir.IntType(32)(0)), builder.load(rest))
+
+    return types.float32(a_D, b_D), generate
 
 
 # Finding the entries: one pass that counts, which vector registers do at the speed of the cache, and one that writes down
@@ -123,10 +149,9 @@ def list_above(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, start_
 def exact_products(x_BD: Array, W_LD: Array, start_B: Array, latent_E: Array, z_E: Array) -> None:
     """z_E = x_b . w_l in float32, for the entries that a bfloat16 product found."""
     for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
         for b in _piece(piece, len(x_BD)):
             for e in range(start_B[b], start_B[b + 1]):
-                z_E[e] = _dot(x_BD[b], W_LD[latent_E[e]], lanes)
+                z_E[e] = _dot(x_BD[b], W_LD[latent_E[e]])
 
 
 # By row: reconstruction, error, and the loss's gradient at every entry
@@ -143,7 +168,6 @@ def reconstruct(
     """
     B, D = x_BD.shape
     for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
         for b in _piece(piece, B):
             r, x = g_BD[b], x_BD[b]
             for d in range(D):
@@ -154,11 +178,11 @@ def reconstruct(
                     row = W_dec_LD[l]
                     for d in range(D):
                         r[d] += f * row[d]
-            error_B[b] = _dot(r, r, lanes)
+            error_B[b] = _dot(r, r)
             for d in range(D):
                 r[d] *= np.float32(2) / np.float32(B)
             for e in range(start_B[b], start_B[b + 1]):
-                gradient_E[e] = _dot(r, W_dec_LD[latent_E[e]], lanes)
+                gradient_E[e] = _dot(r, W_dec_LD[latent_E[e]])
 
 
 @_serial
@@ -201,7 +225,7 @@ def by_latent(
 
 @_serial
 def _weight_gradients(
-    begin: int, end: int, row_E: Array, f_E: Array, g_E: Array, x_BD: Array, g_BD: Array, d_D: Array, dec_D: Array, enc_D: Array, lanes: Array
+    begin: int, end: int, row_E: Array, f_E: Array, g_E: Array, x_BD: Array, g_BD: Array, d_D: Array, dec_D: Array, enc_D: Array
 ) -> None:
     """One latent's: dec_D = sum f_b g_b less its part along d (GS, section 3.2); enc_D = sum dL/dz_b x_b."""
     D = len(d_D)
@@ -212,12 +236,12 @@ def _weight_gradients(
         for d in range(D):
             dec_D[d] += f * g_D[d]
             enc_D[d] += g * x_D[d]
-    _project(dec_D, d_D, lanes)
+    _project(dec_D, d_D)
 
 
 @_serial
-def _project(gradient_D: Array, d_D: Array, lanes: Array) -> None:
-    along = _dot(gradient_D, d_D, lanes)
+def _project(gradient_D: Array, d_D: Array) -> None:
+    along = _dot(gradient_D, d_D)
     for d in range(len(d_D)):
         gradient_D[d] -= along * d_D[d]
 
@@ -227,12 +251,12 @@ def squared_norms(start_L: Array, row_E: Array, f_E: Array, g_E: Array, x_BD: Ar
     """The squared norm of each latent's two weight gradients, which clipping needs before the step."""
     L, D = W_dec_LD.shape
     for piece in numba.prange(_PIECES):
-        dec_D, enc_D, lanes = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(_LANES, np.float32)
+        dec_D, enc_D = np.empty(D, np.float32), np.empty(D, np.float32)
         for l in _piece(piece, L):
             square_L[l] = 0
             if start_L[l + 1] > start_L[l]:
-                _weight_gradients(start_L[l], start_L[l + 1], row_E, f_E, g_E, x_BD, g_BD, W_dec_LD[l], dec_D, enc_D, lanes)
-                square_L[l] = _dot(dec_D, dec_D, lanes) + _dot(enc_D, enc_D, lanes)
+                _weight_gradients(start_L[l], start_L[l + 1], row_E, f_E, g_E, x_BD, g_BD, W_dec_LD[l], dec_D, enc_D)
+                square_L[l] = _dot(dec_D, dec_D) + _dot(enc_D, enc_D)
 
 
 @_serial
@@ -251,16 +275,16 @@ def _adam(w_D: Array, gradient_D: Array, first_D: Array, second_D: Array, decay:
 
 
 @_serial
-def _keep_copy(w_D: Array, copy_D: Array, lanes: Array) -> Any:
+def _keep_copy(w_D: Array, copy_D: Array) -> Any:
     """Put an encoder row, rounded to bfloat16, in its copy; gives the row's norm."""
     for d in range(len(copy_D)):
         copy_D[d] = _bfloat16(w_D[d])
-    return np.sqrt(_dot(w_D, w_D, lanes))
+    return np.sqrt(_dot(w_D, w_D))
 
 
 @_serial
 def _step_latent(
-    l: int, dec_D: Array, enc_D: Array, lanes: Array,
+    l: int, dec_D: Array, enc_D: Array,
     W_dec: Array, W_enc: Array, first_dec: Array, first_enc: Array, second_dec: Array, second_enc: Array,
     last_L: Array, copy_LD: Array, norm_L: Array, c: Any,
 ) -> None:  # fmt: skip
@@ -270,11 +294,11 @@ def _step_latent(
     d_D, w_D = W_dec[l], W_enc[l]
     _adam(d_D, dec_D, first_dec[l], second_dec[l], decay, c)
     _adam(w_D, enc_D, first_enc[l], second_enc[l], decay, c)
-    scale = np.float32(1) / np.sqrt(_dot(d_D, d_D, lanes))
+    scale = np.float32(1) / np.sqrt(_dot(d_D, d_D))
     for d in range(len(d_D)):
         d_D[d] *= scale
     if len(copy_LD):
-        norm_L[l] = _keep_copy(w_D, copy_LD[l], lanes)
+        norm_L[l] = _keep_copy(w_D, copy_LD[l])
 
 
 @_parallel
@@ -286,12 +310,12 @@ def step_sparse(
     """Gradients, Adam, projection and renormalisation of all latents in one pass; without a first moment an idle latent stays as it is."""
     L, D = W_dec.shape
     for piece in numba.prange(_PIECES):
-        dec_D, enc_D, lanes = np.empty(D, np.float32), np.empty(D, np.float32), np.empty(_LANES, np.float32)
+        dec_D, enc_D = np.empty(D, np.float32), np.empty(D, np.float32)
         for l in _piece(piece, L):
             if start_L[l + 1] > start_L[l] or first_dec.shape[1]:
-                _weight_gradients(start_L[l], start_L[l + 1], row_E, f_E, g_E, x_BD, g_BD, W_dec[l], dec_D, enc_D, lanes)
+                _weight_gradients(start_L[l], start_L[l + 1], row_E, f_E, g_E, x_BD, g_BD, W_dec[l], dec_D, enc_D)
                 _step_latent(
-                    l, dec_D, enc_D, lanes, W_dec, W_enc, first_dec, first_enc, second_dec, second_enc, last_L, copy_LD, norm_L, c
+                    l, dec_D, enc_D, W_dec, W_enc, first_dec, first_enc, second_dec, second_enc, last_L, copy_LD, norm_L, c
                 )  # fmt: skip
 
 
@@ -303,10 +327,9 @@ def step_dense(
 ) -> None:  # fmt: skip
     """The same with the weights' gradients given; the decoder's is already projected."""
     for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
         for l in _piece(piece, len(W_dec)):
             _step_latent(
-                l, dec_LD[l], enc_LD[l], lanes, W_dec, W_enc, first_dec, first_enc, second_dec, second_enc, last_L, copy_LD, norm_L, c
+                l, dec_LD[l], enc_LD[l], W_dec, W_enc, first_dec, first_enc, second_dec, second_enc, last_L, copy_LD, norm_L, c
             )  # fmt: skip
 
 
@@ -314,9 +337,8 @@ def step_dense(
 def copy_rows(W_enc_LD: Array, copy_LD: Array, norm_L: Array) -> None:
     """`_keep_copy` of every row."""
     for piece in numba.prange(_PIECES):
-        lanes = np.empty(_LANES, np.float32)
         for l in _piece(piece, len(W_enc_LD)):
-            norm_L[l] = _keep_copy(W_enc_LD[l], copy_LD[l], lanes)
+            norm_L[l] = _keep_copy(W_enc_LD[l], copy_LD[l])
 
 
 @_parallel
