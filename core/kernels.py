@@ -112,6 +112,21 @@ def _dot(_context: Any, a_D: Any, b_D: Any) -> Any:
     return types.float32(a_D, b_D), generate
 
 
+@_serial
+def _add_rows(sum_D: Array, weight_E: Array, row_E: Array, rows_XD: Array) -> None:
+    """sum_D += sum_e weight_e rows[row_e], one after another; four at a time, so that a sum is read and written once for four."""
+    fours = len(row_E) // 4 * 4
+    for e in range(0, fours, 4):
+        v, w, x, y = weight_E[e], weight_E[e + 1], weight_E[e + 2], weight_E[e + 3]
+        a, b, c, d = rows_XD[row_E[e]], rows_XD[row_E[e + 1]], rows_XD[row_E[e + 2]], rows_XD[row_E[e + 3]]
+        for i in range(len(sum_D)):
+            sum_D[i] = (((sum_D[i] + v * a[i]) + w * b[i]) + x * c[i]) + y * d[i]
+    for e in range(fours, len(row_E)):
+        weight, row = weight_E[e], rows_XD[row_E[e]]
+        for i in range(len(sum_D)):
+            sum_D[i] += weight * row[i]
+
+
 # Finding the entries: one pass that counts, which vector registers do at the speed of the cache, and one that writes down
 
 
@@ -169,15 +184,14 @@ def reconstruct(
     B, D = x_BD.shape
     for piece in numba.prange(_PIECES):
         for b in _piece(piece, B):
-            r, x = g_BD[b], x_BD[b]
+            r, x, entries = g_BD[b], x_BD[b], slice(start_B[b], start_B[b + 1])
             for d in range(D):
                 r[d] = b_dec_D[d] - x[d]
-            for e in range(start_B[b], start_B[b + 1]):
-                l, f = latent_E[e], z_E[e]
-                if f > threshold_L[l]:
-                    row = W_dec_LD[l]
-                    for d in range(D):
-                        r[d] += f * row[d]
+            latents, f_E = latent_E[entries], gradient_E[entries]  # gradients follow when the activations have been used
+            for e in range(len(latents)):
+                z = z_E[start_B[b] + e]
+                f_E[e] = z if z > threshold_L[latents[e]] else np.float32(0)
+            _add_rows(r, f_E, latents, W_dec_LD)
             error_B[b] = _dot(r, r)
             for d in range(D):
                 r[d] *= np.float32(2) / np.float32(B)
@@ -228,14 +242,10 @@ def _weight_gradients(
     begin: int, end: int, row_E: Array, f_E: Array, g_E: Array, x_BD: Array, g_BD: Array, d_D: Array, dec_D: Array, enc_D: Array
 ) -> None:
     """One latent's: dec_D = sum f_b g_b less its part along d (GS, section 3.2); enc_D = sum dL/dz_b x_b."""
-    D = len(d_D)
     dec_D[:] = 0
     enc_D[:] = 0
-    for e in range(begin, end):
-        f, g, x_D, g_D = f_E[e], g_E[e], x_BD[row_E[e]], g_BD[row_E[e]]
-        for d in range(D):
-            dec_D[d] += f * g_D[d]
-            enc_D[d] += g * x_D[d]
+    _add_rows(dec_D, f_E[begin:end], row_E[begin:end], g_BD)
+    _add_rows(enc_D, g_E[begin:end], row_E[begin:end], x_BD)
     _project(dec_D, d_D)
 
 
@@ -345,13 +355,14 @@ def copy_rows(W_enc_LD: Array, copy_LD: Array, norm_L: Array) -> None:
 def weighted_sum(weight_L: Array, W_LD: Array, sum_D: Array) -> None:
     """sum_l weight_l W_l; a library's matrix-vector product may group its terms by thread."""
     L, D = W_LD.shape
-    for block in numba.prange((D + _BLOCK - 1) // _BLOCK):
-        total = sum_D[block * _BLOCK : (block + 1) * _BLOCK]
-        total[:] = 0
-        for l in range(L):
-            weight, w = weight_L[l], W_LD[l, block * _BLOCK : (block + 1) * _BLOCK]
-            for d in range(len(total)):
-                total[d] += weight * w[d]
+    of_piece_PD = np.zeros((_PIECES, D), np.float32)
+    for piece in numba.prange(_PIECES):
+        first, last = piece * L // _PIECES, (piece + 1) * L // _PIECES
+        _add_rows(of_piece_PD[piece], weight_L[first:last], np.arange(first, last), W_LD)
+    sum_D[:] = 0
+    for piece in range(_PIECES):
+        for d in range(D):
+            sum_D[d] += of_piece_PD[piece, d]
 
 
 # Dense batches, a few rows at a time
