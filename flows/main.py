@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -48,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def entry() -> NoReturn:
-    """The `jumpsuite` script."""
+    """The `jumpsuite` script. Told to end (SIGTERM, by a cluster or a container), it ends as on Ctrl-C: tidily, and with its server."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 

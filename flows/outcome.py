@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed, State
 
 from core.errors import ConfigError, JumpsuiteError
@@ -43,8 +44,17 @@ def outcome() -> Iterator[Outcome]:
             "lower harvest.block_sequences, training.shuffle_rows or training.batch_rows"
         )
     except Exception as error:
+        if _told_to_end(error):
+            raise KeyboardInterrupt from error
         log.exception("the run ended with an error that nobody foresaw")
         last = traceback.extract_tb(error.__traceback__)[-1]
         result.reason = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}); this is a fault of Jumpsuite, please report it"
     if result.reason:
         result.state = Failed(message=result.reason, name=result.name)
+
+
+def _told_to_end(error: BaseException | None) -> bool:
+    """Whether an error came of a signal to end: one that arrives while Prefect enters a task is followed by an error of Prefect's own."""
+    while error and not isinstance(error, TerminationSignal | KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

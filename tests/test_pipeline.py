@@ -78,9 +78,29 @@ def test_nothing_that_a_run_prints_is_a_traceback(first_run: tuple[Path, subproc
     assert "Error" not in said
 
 
+def _processes_of(store: Path) -> list[str]:
+    """Those that have the store in their command or their environment, as Prefect's server has."""
+    running = subprocess.run(["ps", "axeww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in running.splitlines() if str(store) in line]
+
+
 def test_no_server_is_left_behind(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert f"{first_run[0]}" not in running
+    assert not _processes_of(first_run[0])
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_leaves_no_server_and_says_how_it_goes_on(told: signal.Signals, suite_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", str(tmp_path / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment()) as run:
+        assert run.stderr
+        said = next(line for line in run.stderr if line.startswith("train "))
+        assert _processes_of(tmp_path)
+        run.send_signal(told)
+        said += run.stderr.read()
+    assert run.returncode == 1
+    assert "the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert not _processes_of(tmp_path)
 
 
 def test_target_l0_is_met_on_held_out_text_and_reconstruction_beats_the_mean(store: Path) -> None:
