@@ -74,7 +74,7 @@ _VECTOR, _CHAINS = 16, 4
 """Of a dot product: sums in a vector register, and registers that are added to in turn."""
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _dot(_context: Any, a_D: Any, b_D: Any) -> Any:
     """a . b of float32 arrays, with 64 sums beside each other: the i-th takes the products at i, i + 64, ..., and they are added in pairs.
 
