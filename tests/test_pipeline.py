@@ -90,7 +90,8 @@ def test_no_server_is_left_behind(first_run: tuple[Path, subprocess.CompletedPro
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_leaves_no_server_and_says_how_it_goes_on(told: signal.Signals, suite_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", str(tmp_path / "runs")]
+    # What a shell starts in the background ignores SIGINT, and so would the run.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", str(tmp_path / "runs")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment()) as run:
         assert run.stderr
         said = next(line for line in run.stderr if line.startswith("train "))
