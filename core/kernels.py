@@ -3,7 +3,7 @@
 Arrays are NumPy views of torch tensors, C-contiguous, float32 unless said. B rows, D dimensions, L latents, E entries: the (row,
 latent) pairs that carry value or gradient.
 
-Every sum is taken in one order, by one thread, and the compiler may not change it (no `fastmath`): so neither the number of threads
+Every sum is taken in one order, whichever threads take it, and the compiler may not change it (no `fastmath`): so neither the number of threads
 nor the way the code was optimised changes a bit. It matters: Numba runs other machine code when it has just compiled a kernel than
 when it finds it in its cache, and with sums that may be reordered a run that was killed and resumed ended in other bits.
 """
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
 Array = npt.NDArray[Any]
@@ -76,10 +77,13 @@ _VECTOR, _CHAINS = 16, 4
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _dot(_context: Any, a_D: Any, b_D: Any) -> Any:
-    """a . b of float32 arrays, with 64 sums beside each other: the i-th takes the products at i, i + 64, ..., and they are added in pairs.
+    """a . b of contiguous float32 arrays, with 64 sums beside each other: the i-th takes the products at i, i + 64, ..., and they are added in pairs.
 
     Written in LLVM's terms, for a sum whose order is fixed is not vectorised, and one whose order is free is another on every machine.
     """
+
+    if not all(array == types.Array(types.float32, 1, "C") for array in (a_D, b_D)):
+        raise TypingError(f"_dot takes contiguous float32 rows, not {a_D} and {b_D}")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         number, vector, index = ir.FloatType(), ir.VectorType(ir.FloatType(), _VECTOR), ir.IntType(64)
@@ -187,10 +191,9 @@ def reconstruct(
             r, x, entries = g_BD[b], x_BD[b], slice(start_B[b], start_B[b + 1])
             for d in range(D):
                 r[d] = b_dec_D[d] - x[d]
-            latents, f_E = latent_E[entries], gradient_E[entries]  # gradients follow when the activations have been used
+            latents, z, f_E = latent_E[entries], z_E[entries], gradient_E[entries]  # gradients follow when the activations have been used
             for e in range(len(latents)):
-                z = z_E[start_B[b] + e]
-                f_E[e] = z if z > threshold_L[latents[e]] else np.float32(0)
+                f_E[e] = z[e] if z[e] > threshold_L[latents[e]] else np.float32(0)
             _add_rows(r, f_E, latents, W_dec_LD)
             error_B[b] = _dot(r, r)
             for d in range(D):
@@ -357,8 +360,8 @@ def weighted_sum(weight_L: Array, W_LD: Array, sum_D: Array) -> None:
     L, D = W_LD.shape
     of_piece_PD = np.zeros((_PIECES, D), np.float32)
     for piece in numba.prange(_PIECES):
-        first, last = piece * L // _PIECES, (piece + 1) * L // _PIECES
-        _add_rows(of_piece_PD[piece], weight_L[first:last], np.arange(first, last), W_LD)
+        latents = _piece(piece, L)
+        _add_rows(of_piece_PD[piece], weight_L[latents.start : latents.stop], np.arange(latents.start, latents.stop), W_LD)
     sum_D[:] = 0
     for piece in range(_PIECES):
         for d in range(D):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import TypingError
 from torch import Tensor
 
 from core import kernels, sparse_step
@@ -194,6 +195,23 @@ def test_the_kernels_bfloat16_is_torchs(bits):
         assert kernels._bfloat16(value) == expected.view(torch.uint16).item()
         if expected.isfinite():
             assert kernels._float(expected.view(torch.uint16).item()) == expected.float().item()
+
+
+@pytest.mark.parametrize("dimensions", [1, 63, 64, 65, 640, 1_000])
+def test_products_and_weighted_sums_of_rows_of_any_length_are_those_of_float64(dimensions):
+    chance = np.random.default_rng(dimensions)
+    x, w = chance.standard_normal((2, dimensions), np.float32), chance.standard_normal((7, dimensions), np.float32)
+    z, total = np.empty(14, np.float32), np.empty(dimensions, np.float32)
+    kernels.exact_products(x, w, np.array([0, 7, 14]), np.tile(np.arange(7, dtype=np.int32), 2), z)
+    np.testing.assert_allclose(z, (x.astype(float) @ w.T.astype(float)).ravel(), atol=1e-4)
+    kernels.weighted_sum(z[:7].copy(), w, total)
+    np.testing.assert_allclose(total, z[:7].astype(float) @ w.astype(float), rtol=1e-5, atol=1e-3)
+
+
+def test_a_kernel_refuses_rows_that_are_not_contiguous():
+    x, w = np.ones((2, 20), np.float32)[:, ::2], np.ones((3, 10), np.float32)
+    with pytest.raises(TypingError, match="contiguous float32 rows"):
+        kernels.exact_products(x, w, np.array([0, 1, 2]), np.zeros(2, np.int32), np.empty(2, np.float32))
 
 
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
