@@ -4,6 +4,7 @@ A recipe is a set of defaults; what a suite file says beside it wins. Not here: 
 training itself (`core/trainer.py`).
 """
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -55,7 +56,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "short-run": {
         "inputs": "centred",  # in Gemma 3 the mean carries most of the square; centred, bandwidth and thresholds mean the same everywhere
         "batch_rows": 1_024,
-        "learning_rate": 4e-3,
+        "learning_rate": 4e-3,  # for a million tokens; `short_run_rate` has it for more
         "learning_rate_warmup": 0.05,
         "learning_rate_decay": 0.5,
         "gradient_clip": 0.3,  # at this learning rate one batch can undo a dictionary
@@ -81,6 +82,13 @@ SHORT_RUN_TOKENS = 20_000_000
 """Up to this many tokens a suite that names no recipe gets `short-run`."""
 
 
+def short_run_rate(tokens: float) -> float:
+    """The learning rate of `short-run`, to two digits: constant up to a million tokens and then as 1 / sqrt(tokens), for what is best at one
+    million is twice too much at three, where it leaves more latents dead (measured for jumprelu and topk: tests/bench/RESULTS.md)."""
+    base: float = RECIPES["short-run"]["learning_rate"]
+    return float(f"{base * (1e6 / max(1e6, tokens)) ** 0.5:.2g}")
+
+
 Share = Annotated[float, Field(gt=0, lt=1, examples=[0.25])]
 
 
@@ -104,6 +112,7 @@ class Training(Section):
     """Rows whose norm is more than this multiple of the site's median are left out of training."""
 
     learning_rate: float = Field(gt=0, examples=[7e-5])
+    """The most that Adam moves a parameter by in a step, or a little more. `short-run` takes it by training.tokens."""
     learning_rate_warmup: float = Field(ge=0, examples=[1_000])
     """Steps of the cosine from a tenth of the learning rate to all of it; up to one, a share of all steps."""
     learning_rate_decay: float = Field(ge=0, le=1, examples=[0.2])
@@ -170,11 +179,13 @@ class Training(Section):
         if not isinstance(given, dict):
             return given
         try:
-            short = float(given["tokens"]) <= SHORT_RUN_TOKENS
+            tokens = float(given["tokens"])
         except (KeyError, TypeError, ValueError, OverflowError):
-            short = False  # no number of tokens, which has a sentence of its own
-        name = given.get("recipe", "short-run" if short else "gemma-scope")
+            tokens = math.inf  # no number of tokens, which has a sentence of its own
+        name = given.get("recipe", "short-run" if tokens <= SHORT_RUN_TOKENS else "gemma-scope")
         recipe = RECIPES.get(name, GEMMA_SCOPE) if isinstance(name, str) else GEMMA_SCOPE
+        if name == "short-run" and math.isfinite(tokens):
+            recipe = recipe | {"learning_rate": short_run_rate(tokens)}
         return {"recipe": name} | recipe | given
 
     @model_validator(mode="after")

@@ -392,6 +392,13 @@ def test_a_short_run_that_names_no_recipe_gets_the_one_for_short_runs(tokens: in
     assert training.adam_beta2 == RECIPES[recipe]["adam_beta2"]
 
 
+@pytest.mark.parametrize(("tokens", "rate"), [(4_096, 4e-3), ("1e6", 4e-3), (4_000_000, 2e-3), (16_000_000, 1e-3), (100_000_000, 4e-4)])
+def test_the_learning_rate_of_a_short_run_falls_with_the_root_of_its_tokens(tokens: int | str, rate: float) -> None:
+    good = GOOD.replace("recipe: gemma-scope", "recipe: short-run")
+    assert parse_suite(good, [f"training.tokens={tokens}"]).training.learning_rate == rate
+    assert parse_suite(good, [f"training.tokens={tokens}", "training.learning_rate=3e-3"]).training.learning_rate == 3e-3
+
+
 def keys(*set_fields: str) -> tuple[str, str]:
     """Of the harvest and of its first dictionary."""
     suite = parse_suite(GOOD, list(set_fields))
