@@ -1,19 +1,18 @@
 """Prefect's settings for a run from the command line. To be set before anything imports Prefect.
 
 A user who has a Prefect server keeps every setting of their own; who has none gets a server for the length of the run, quiet,
-with its data in the store.
+with its data in a folder beside the suite's.
 """
 
 import os
 from pathlib import Path
 
 
-def settle(store: Path) -> None:
+def settle(home: Path) -> None:
     """Put settings into the environment where the user has none."""
     has_profile = (Path.home() / ".prefect" / "profiles.toml").exists()
     if not (has_profile or {"PREFECT_HOME", "PREFECT_API_URL", "PREFECT_PROFILES_PATH"} & os.environ.keys()):
-        home = store / "prefect"
-        home.mkdir(exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
         os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "core,storage,tasks,flows")

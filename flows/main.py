@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     def on_suite(name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
         added = command(name, function, what)
         added.add_argument("suite", metavar="SUITE", help="suite file, such as deployments/suites/gemma-3-270m-demo.yaml")
-        added.add_argument("--store", default="runs", metavar="DIR", help="where everything a run makes lies (default: runs)")
+        added.add_argument("--store", default="runs", metavar="PLACE", help="folder or bucket of all that a run makes (default: runs)")
         added.add_argument(
             "--set",
             action="append",
@@ -85,9 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
-    release.add_argument("--to", metavar="DIR", help="folder of the release (default: <store>/<suite name>/release)")
+    release.add_argument("--to", metavar="DIR", help="folder or bucket of the release (default: <store>/<suite name>/release)")
     verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
-    verify.add_argument("release", metavar="RELEASE", type=Path, help="folder of a release")
+    verify.add_argument("release", metavar="RELEASE", help="folder of a release, or s3://, gs:// or az://")
     return parser
 
 
@@ -112,16 +112,16 @@ def run(options: argparse.Namespace) -> int:
 
     catalogue, began = Catalogue(suite, options.store, options.only), time.monotonic()
     num_sites, num_dictionaries = len(catalogue.sites), sum(map(len, catalogue.sites.values()))
-    _say(f"{suite.name}: {num_dictionaries} dictionaries at {num_sites} sites of {suite.model.source}, in {catalogue.store.root}")
+    _say(f"{suite.name}: {num_dictionaries} dictionaries at {num_sites} sites of {suite.model.source}, in {catalogue.store.address}")
     state = suite_flow(suite, options.store, options.only, return_state=True)
     _show(catalogue, list(scorecards(catalogue)))
     if not state.is_completed():
         return _failed(state, f"jumpsuite run {_again(options)}    (does only what is missing)")
     minutes = (time.monotonic() - began) / 60
     if options.only == "*":
-        release = catalogue.folder_of_suite / "release"
-        print(f"Released and verified in {minutes:.1f} minutes: {_short(release)}")
-        _next(f"jumpsuite verify {_short(release)}")
+        release = _short(catalogue.store.where(f"{suite.name}/release"))
+        print(f"Released and verified in {minutes:.1f} minutes: {release}")
+        _next(f"jumpsuite verify {release}")
     else:
         print(f"Done in {minutes:.1f} minutes. A release needs every site.")
         _next(f"jumpsuite run {_again(options, only='*')}")
@@ -166,35 +166,48 @@ def study(options: argparse.Namespace) -> int:
     print(f"\n{found.table}\n")
     for sentence in found.sentences:
         print(sentence)
-    print(f"Table, picture and numbers: {_short(catalogue.folder_of_suite)}/study.md, study.svg, study.png, study.parquet")
+    print(f"Table, picture and numbers: {_short(catalogue.store.where(suite.name))}/study.md, study.svg, study.png, study.parquet")
     _next(f"jumpsuite report {_again(options)}")
     return DONE
 
 
 def release_suite(options: argparse.Namespace) -> int:
-    if options.to and "://" in options.to:
-        raise ConfigError(f"--to is {options.to!r}; expected a folder; releasing to a hub is not supported yet, write a folder and upload it")
+    if options.to and options.to.startswith("hf://"):
+        raise ConfigError(f"--to is {options.to!r}; expected a folder or bucket; a hub is not supported yet, write a folder and upload it")
     suite = _suite(options)
     _settle_prefect(options)
     from flows.release import release_flow
-    from storage.catalogue import Catalogue
+    from storage.objects import Store
 
-    folder = Path(options.to) if options.to else Catalogue(suite, options.store).folder_of_suite / "release"
+    place = _short(options.to or Store(options.store).where(f"{suite.name}/release"))
     state = release_flow(suite, options.store, options.to, return_state=True)
     if not state.is_completed():
         raise JumpsuiteError(state.message or "the release failed")
-    print(f"Released and verified: {_short(folder)}")
-    _next(f"jumpsuite verify {_short(folder)}")
+    print(f"Released and verified: {place}")
+    _next(f"jumpsuite verify {place}")
     return DONE
 
 
 def verify_folder(options: argparse.Namespace) -> int:
     from tasks.verify import verify_release
 
-    if not options.release.is_dir():
-        raise ConfigError(f"RELEASE is {str(options.release)!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
-    for found in verify_release(options.release):
-        print(found)
+    if "://" in options.release:
+        from storage.objects import Store
+        from storage.release import fetch
+
+        base, _, name = options.release.rstrip("/").rpartition("/")
+        with tempfile.TemporaryDirectory() as folder:
+            _say(f"Fetching {options.release}")
+            fetch(Store(base), name, Path(folder))
+            return _verified(verify_release(Path(folder), options.release))
+    if not Path(options.release).is_dir():
+        raise ConfigError(f"RELEASE is {options.release!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
+    return _verified(verify_release(Path(options.release)))
+
+
+def _verified(found: Iterator[str]) -> int:
+    for line in found:
+        print(line)
     return DONE
 
 
@@ -226,7 +239,9 @@ def _settle_prefect(options: argparse.Namespace) -> None:
     from flows.engine import settle
     from storage.objects import Store
 
-    settle(Store(options.store).make())
+    store = Store(options.store)
+    store.make()
+    settle(store.local("prefect"))
 
 
 def _show(catalogue: "Catalogue", scored: Any) -> None:
@@ -236,7 +251,7 @@ def _show(catalogue: "Catalogue", scored: Any) -> None:
         print(f"\n{table(scored)}\n\n{LEGEND}\n")
         for missed in missed_targets(scored):
             print(missed)
-        print(f"Picture and table: {_short(catalogue.folder_of_suite / 'pareto.png')}, metrics.parquet")
+        print(f"Picture and table: {_short(catalogue.store.where(f'{catalogue.suite.name}/pareto.png'))}, metrics.parquet")
 
 
 def _failed(state: Any, again: str) -> int:
@@ -260,9 +275,10 @@ def _again(options: argparse.Namespace, only: str | None = None) -> str:
     return " ".join(words)
 
 
-def _short(path: Path) -> str:
+def _short(place: str) -> str:
+    """A place as a user would type it: relative to where they are, if it is below."""
     here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return str(Path(place).relative_to(here)) if Path(place).is_relative_to(here) else place
 
 
 def _next(command: str) -> None:

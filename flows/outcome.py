@@ -11,7 +11,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed, State
 
 from core.errors import ConfigError, JumpsuiteError
-from storage.objects import STORE_FAULTS, cause_of
+from storage.places import FAULTS, cause_of
 
 MISCONFIGURED = "Misconfigured"
 """Name of the Failed state of a run that no repetition would help."""
@@ -36,7 +36,7 @@ def outcome() -> Iterator[Outcome]:
         result.reason, result.name = str(error), MISCONFIGURED
     except JumpsuiteError as error:
         result.reason = str(error)
-    except STORE_FAULTS as error:
+    except FAULTS as error:
         result.reason = f"the store failed ({cause_of(error)}); expected room and rights there; see to it and run again"
     except (MemoryError, torch.OutOfMemoryError):
         result.reason = (

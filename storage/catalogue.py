@@ -57,11 +57,6 @@ class Catalogue:
     def scorecard_key(self, spec: DictionarySpec) -> str:
         return self.suite.scorecard_key(self.folder(spec).key)
 
-    @property
-    def folder_of_suite(self) -> Path:
-        """Reports, and the release."""
-        return self.store.path(self.suite.name)
-
     def failure(self, site: Site) -> str | None:
         """Why the last attempt at a site ended, if it failed."""
         record = self.store.get_record(self._failure(site))

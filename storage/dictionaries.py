@@ -81,7 +81,7 @@ class DictionaryFolder:
         """The finished dictionary. Raises Corrupt when it is not what was written."""
         record = self._get("dictionary")
         if record is None:
-            raise Corrupt(f"{self.store.path(self.prefix)} holds no finished dictionary; expected one; run the suite again")
+            raise Corrupt(f"{self.store.where(self.prefix)} holds no finished dictionary; expected one; run the suite again")
         return Dictionary(**self._get_tensors(record), k=self.spec.k)
 
     @property

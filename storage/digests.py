@@ -14,6 +14,7 @@ def digest(store: Store, files: Iterable[Path]) -> str:
 
 
 def _file_digest(store: Store, path: Path) -> str:
+    store = Store(store.local(""))  # of this machine's files, so never in a bucket
     stat = path.stat()
     key = f"digests/{key_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)}.json"
     if known := store.get_record(key):

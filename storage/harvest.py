@@ -246,10 +246,10 @@ class Part:
             raise Corrupt(self._damaged(name, f"{name} is damaged in rows {begin:,} to {end:,} ({error})")) from None
 
     def _damaged(self, name: str, what: str) -> str:
-        path = self.harvest.store.path(f"{self.harvest.prefix}/{self.name}")
+        path = self.harvest.store.where(f"{self.harvest.prefix}/{self.name}")
         # Activations follow from tokens: where those are lost, the harvest begins anew.
         lost = self.harvest.prefix if name in ("tokens", "rows") else f"{self.harvest.prefix}/commits/{self.name}"
-        return f"{path}: {what}; expected what was harvested; delete {self.harvest.store.path(lost)} and run again to harvest it anew"
+        return f"{path}: {what}; expected what was harvested; delete {self.harvest.store.where(lost)} and run again to harvest it anew"
 
 
 def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:

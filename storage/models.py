@@ -127,7 +127,7 @@ class ModelSource:
 
     @property
     def _unpacked(self) -> Path:
-        return self.store.path(f"models/{key_of(self.identity, self.model.dtype)}")
+        return self.store.local(f"models/{key_of(self.identity, self.model.dtype)}")
 
     def _packed_arguments(self) -> dict[str, Any]:
         if self._gguf_based:

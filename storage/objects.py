@@ -1,115 +1,123 @@
-"""A store: named objects that are absent or complete, in a local folder (object stores are to follow behind the same calls).
+"""A store: named objects that are absent or complete, in a local folder or a bucket (`storage/places.py`).
 
-Every object is put whole (written beside, then renamed), and every record carries a checksum that is verified on read.
+Every object is put whole, and every record carries a checksum that is verified on read.
 """
 
-import fcntl
 import hashlib
 import json
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import obstore
 import obstore.exceptions
 import zarr.storage
-from obstore.store import LocalStore
 
-from core.errors import ConfigError, JumpsuiteError
+from core.errors import JumpsuiteError
 from core.key import canonical
+from storage.places import FAULTS, cause_of, place_of
 
 
 class Corrupt(JumpsuiteError):
     """An object is not what was written."""
 
 
-STORE_FAULTS = (OSError, obstore.exceptions.BaseError)
-"""What a disk or an object store raises when it cannot do what it was asked."""
-
-
 class Store:
     """Objects under one root.
 
     Args:
-        root: a local folder, made when something is first put there.
+        root: a local folder, made when something is first put there; or `s3://BUCKET/PREFIX`, `gs://…`, `az://…`.
 
     Raises:
-        ConfigError: the root cannot be a folder of ours.
+        ConfigError: no store of ours can lie there.
     """
 
     def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
-            raise ConfigError(f"--store is {str(root)!r}; expected a local folder; object stores are not supported yet, write for example runs")
-        self.root = Path(root).resolve()
-        if self.root.exists() and not self.root.is_dir():
-            raise ConfigError(f"--store is {str(root)!r}, which is a file; expected a folder; choose another")
+        self._place = place_of(root)
+        self.address = self._place.address
+        """What opens the same store again, in another process too."""
+
+    @property
+    def is_folder(self) -> bool:
+        return "://" not in self.address
 
     @property
     def exists(self) -> bool:
-        return self.root.is_dir()
+        return self._place.exists
 
-    def make(self) -> Path:
-        """The root, made when it is not there.
+    def make(self) -> None:
+        """Make a folder that is not there; find out that a bucket is.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: it cannot be made, or reached.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--store is {str(self.root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
-        return self.root
+        self._place.make()
 
-    @cached_property
-    def _objects(self) -> LocalStore:
-        return LocalStore(str(self.make()))
+    @property
+    def _objects(self) -> Any:
+        return self._place.objects
 
     def has(self, key: str) -> bool:
         if not self.exists:
             return False
         try:
-            self._objects.head(key)
+            with self._explained(key, "read"):
+                self._objects.head(key)
         except FileNotFoundError:
             return False
-        except obstore.exceptions.GenericError as error:
-            if _is_under_a_file(error):
-                return False
-            raise
         return True
 
     def get(self, key: str) -> bytes:
         """Raises FileNotFoundError when the object is absent."""
         if not self.exists:
             raise FileNotFoundError(key)
-        try:
+        with self._explained(key, "read"):
             return bytes(self._objects.get(key).bytes())
-        except obstore.exceptions.GenericError as error:
-            if _is_under_a_file(error):
-                raise FileNotFoundError(key) from None
-            raise
 
     def put(self, key: str, data: bytes) -> str:
         """Store an object whole, replacing what was there, and give its SHA-256."""
-        try:
+        with self._explained(key, "written"):
             obstore.put(self._objects, key, data)
-        except STORE_FAULTS as error:
-            raise JumpsuiteError(
-                f"{self.path(key)} cannot be written ({cause_of(error)}); expected room and rights there; see to it and run again"
-            ) from None
         return hashlib.sha256(data).hexdigest()
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Store a file of this machine as an object, a piece at a time."""
+        with self._explained(key, "written"):
+            obstore.put(self._objects, key, path)
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Write an object into a file of this machine, a piece at a time."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._explained(key, "read"), path.open("wb") as file:
+            for piece in self._objects.get(key).stream():
+                file.write(piece)
+
+    @contextmanager
+    def _explained(self, key: str, what: str) -> Iterator[None]:
+        """What a disk or an object store says when it fails, in a sentence. FileNotFoundError is left, where something was to be read."""
+        try:
+            yield
+        except FAULTS as error:
+            if what == "read" and isinstance(error, FileNotFoundError):
+                raise
+            if what == "read" and _is_under_a_file(error):
+                raise FileNotFoundError(key) from None
+            raise JumpsuiteError(
+                f"{self.where(key)} cannot be {what} ({cause_of(error)}); expected room and rights there; see to it and run again"
+            ) from None
 
     def delete(self, key: str) -> None:
         if self.has(key):
-            self._objects.delete(key)
+            with self._explained(key, "deleted"):
+                self._objects.delete(key)
 
     def keys(self, prefix: str) -> list[str]:
         """Every object under a prefix (a whole number of path parts), sorted."""
         if not self.exists:
             return []
-        return sorted(str(meta["path"]) for batch in obstore.list(self._objects, prefix) for meta in batch)
+        with self._explained(prefix, "listed"):
+            return sorted(str(meta["path"]) for batch in obstore.list(self._objects, prefix) for meta in batch)
 
     def get_checked(self, key: str, sha256: str) -> bytes:
         """An object whose checksum is known.
@@ -121,11 +129,11 @@ class Store:
             data = self.get(key)
         except FileNotFoundError:
             raise Corrupt(
-                f"{self.path(key)} is missing; expected the file that was written there; restore it, or delete its folder and run again"
+                f"{self.where(key)} is missing; expected the file that was written there; restore it, or delete its folder and run again"
             ) from None
         if hashlib.sha256(data).hexdigest() != sha256:
             raise Corrupt(
-                f"{self.path(key)} was changed since it was written; expected SHA-256 {sha256[:12]}…; restore it, or delete its folder and run again"
+                f"{self.where(key)} was changed since it was written; expected SHA-256 {sha256[:12]}…; restore it, or delete its folder and run again"
             )
         return data
 
@@ -149,45 +157,30 @@ class Store:
             checksum = record.pop("checksum")
             found = hashlib.sha256(canonical(record)).hexdigest()
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            raise Corrupt(f"{self.path(key)} is not a record; expected JSON with a checksum; delete it and run again") from None
+            raise Corrupt(f"{self.where(key)} is not a record; expected JSON with a checksum; delete it and run again") from None
         if found != checksum:
-            raise Corrupt(f"{self.path(key)} was changed since it was written; expected its checksum to match; delete it and run again")
+            raise Corrupt(f"{self.where(key)} was changed since it was written; expected its checksum to match; delete it and run again")
         return dict(record)
 
-    @contextmanager
-    def lock(self, prefix: str) -> Iterator[None]:
-        """Work under a prefix alone. The system lifts the lock when its process ends, however it ends.
+    def lock(self, prefix: str) -> AbstractContextManager[None]:
+        """Work under a prefix alone; whatever becomes of the process that holds it, the lock is lifted.
 
-        What a killed process was writing (obstore writes `NAME#1` beside, then renames) is swept away.
-
-        Raises:
+        Raises (when entered):
             JumpsuiteError: another process works there.
         """
-        path = self.root / "locks" / prefix.replace("/", "-")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JumpsuiteError(f"{self.path(prefix)} is being worked on by another run; expected one at a time; wait for it to end") from None
-            for left in self.path(prefix).rglob("*#[0-9]*"):
-                left.unlink()
-            yield
+        return self._place.lock(prefix)
 
     def zarr(self, prefix: str) -> zarr.storage.StoreLike:
         """The same objects, under a prefix, as zarr-python takes them."""
-        self.path(prefix).mkdir(parents=True, exist_ok=True)
-        return zarr.storage.ObjectStore(LocalStore(str(self.path(prefix))))
+        return self._place.zarr(prefix)
 
-    def path(self, key: str) -> Path:
-        """Where an object lies, for libraries that read folders themselves, and for messages."""
-        return self.root / key
+    def where(self, key: str) -> str:
+        """Where an object lies, for messages."""
+        return self._place.where(key)
 
-
-def cause_of(error: Exception) -> str:
-    """The innermost reason of a store's error: obstore wraps what the system said in its own words."""
-    found = re.search(r'message: "([^"]+)"', str(error))
-    return found[1] if found else " ".join(str(error).split())[:160]
+    def local(self, key: str) -> Path:
+        """A path of this machine, for what libraries read and write as files: in the store itself if it is a folder, else in a cache."""
+        return self._place.files / key
 
 
 def _is_under_a_file(error: Exception) -> bool:

@@ -33,6 +33,7 @@ from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.site import Site
 from core.spec import DictionarySpec, width_label
+from storage.objects import Store
 
 SUMS = "SHA256SUMS"
 KEY = "release.key"
@@ -209,6 +210,49 @@ def check_sums(folder: Path) -> list[str]:
     faults += [f"{name} is not in {SUMS}" for name in sorted(present - set(listed))]
     faults += [f"{name} was changed" for name in sorted(present & set(listed)) if _sha256(folder / name) != listed[name]]
     return faults
+
+
+# In a bucket
+
+
+def publish(folder: Path, store: Store, prefix: str) -> None:
+    """Put a release's files under a prefix, its checksums last; those that are there are not sent again, others there are removed after."""
+    there = _listed(store, f"{prefix}/{SUMS}") if store.has(f"{prefix}/{SUMS}") else {}
+    here = dict(_lines((folder / SUMS).read_text()))
+    for name in sorted(here):
+        if there.get(name) != here[name]:
+            store.put_file(f"{prefix}/{name}", folder / name)
+    store.put_file(f"{prefix}/{SUMS}", folder / SUMS)
+    for key in store.keys(prefix):
+        if key.removeprefix(f"{prefix}/") not in {*here, SUMS}:
+            store.delete(key)
+
+
+def fetch(store: Store, prefix: str, folder: Path) -> None:
+    """Get every file of a release from under a prefix.
+
+    Raises:
+        JumpsuiteError: nothing is there.
+    """
+    keys = store.keys(prefix)
+    if not keys:
+        raise JumpsuiteError(f"{store.where(prefix)} holds nothing; expected a release; name what jumpsuite release wrote")
+    for key in keys:
+        name = key.removeprefix(f"{prefix}/")
+        if ".." in name.split("/"):
+            raise JumpsuiteError(f"{store.where(key)} leads out of the release; expected files below it; do not trust this release")
+        store.get_file(key, folder / name)
+
+
+def _lines(sums: str) -> Iterator[tuple[str, str]]:
+    """(name, SHA-256) of each line."""
+    for line in sums.splitlines():
+        sha256, _, name = line.partition("  ")
+        yield name, sha256
+
+
+def _listed(store: Store, key: str) -> dict[str, str]:
+    return dict(_lines(store.get(key).decode(errors="replace")))
 
 
 def scorecard_paths(folder: Path) -> list[Path]:

@@ -172,7 +172,7 @@ def l0_axis(axis: Axes, l0s: list[float]) -> None:
 
 def write_report(catalogue: Catalogue) -> Scored:
     """Write the whole suite's table and picture beside its release, and give the scorecards of the catalogue's sites."""
-    whole = Catalogue(catalogue.suite, catalogue.store.root)
+    whole = Catalogue(catalogue.suite, catalogue.store.address)
     scored = list(scorecards(whole))
     if scored:
         name = catalogue.suite.name

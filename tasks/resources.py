@@ -25,7 +25,7 @@ def warn_of_slow_bfloat16(field: str, dtype: str, device: torch.device) -> None:
 
 def loaded_anatomy(catalogue: Catalogue) -> Anatomy:
     """The suite's model, loaded on its device, with its sites found."""
-    return Anatomy(_model(str(catalogue.store.root), catalogue.suite.model, str(device_of(catalogue.suite.device))))
+    return Anatomy(_model(catalogue.store.address, catalogue.suite.model, str(device_of(catalogue.suite.device))))
 
 
 @lru_cache(maxsize=1)

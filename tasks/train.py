@@ -5,7 +5,6 @@ import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,12 +50,12 @@ def train_site(catalogue: Catalogue, site: Site) -> None:
         warn_of_slow_bfloat16("training.encoder_product", catalogue.suite.training.encoder_product, devices[0])
         _train(catalogue, site, devices[0])
     else:
-        in_processes(_train_shards, (catalogue.suite, catalogue.store.root, site), devices)
+        in_processes(_train_shards, (catalogue.suite, catalogue.store.address, site), devices)
     if sick := [failure for folder in folders if (failure := folder.failure)]:
         raise JumpsuiteError("; ".join(sick))
 
 
-def _train_shards(shards: Shards, suite: Suite, store: Path, site: Site) -> None:
+def _train_shards(shards: Shards, suite: Suite, store: str, site: Site) -> None:
     """One process's part of the training of a site. Each reads all rows for itself: which ones make a batch is no one's choice."""
     _train(Catalogue(suite, store), site, shards.device, shards)
 

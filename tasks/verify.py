@@ -14,21 +14,24 @@ TOLERANCE = 1e-3
 """Relative difference allowed to L0 and FVU measured again: another machine adds in another order."""
 
 
-def verify_release(folder: Path) -> Iterator[str]:
+def verify_release(folder: Path, name: str | None = None) -> Iterator[str]:
     """Check a release, saying what was found right.
+
+    Args:
+        name: what to call it, if it is not the folder's path.
 
     Raises:
         JumpsuiteError: everything that is wrong with it, a sentence a line.
     """
     if faults := release.check_sums(folder):
-        raise JumpsuiteError("\n".join(f"{folder}: {fault}; expected the file that was released; get the release again" for fault in faults))
+        raise JumpsuiteError("\n".join(f"{name or folder}: {fault}; expected the file that was released; get the release again" for fault in faults))
     yield "checksums match"
     faults = []
     paths = release.scorecard_paths(folder)
     for path in paths:
         faults += _faults(folder, path)
     if faults or not paths:
-        raise JumpsuiteError("\n".join(faults) or f"{folder} holds no scorecard; expected one for each dictionary; get the release again")
+        raise JumpsuiteError("\n".join(faults) or f"{name or folder} holds no scorecard; expected one for each dictionary; get the release again")
     yield f"{len(paths)} dictionaries load in every format and give the L0 and FVU of their scorecards"
 
 

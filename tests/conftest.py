@@ -9,8 +9,16 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported, which transformers does: its kernels run on the CPU then
 
+import http.client
 import json
 import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +27,99 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
 torch.set_num_threads(1)  # for matrices this small a second thread costs more than it does
+
+
+class S3Server:
+    """rclone's S3 server on this machine: a real one, whose buckets are the folders of `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._port, self.port = _free_port(), _free_port()
+        self.environment = {
+            "AWS_ACCESS_KEY_ID": "a-key-of-a-test",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-of-a-test",
+            "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    def start(self) -> None:
+        key = f"{self.environment['AWS_ACCESS_KEY_ID']},{self.environment['AWS_SECRET_ACCESS_KEY']}"
+        command = [Path(sys.executable).with_name("rclone"), "serve", "s3", "--auth-key", key, "--addr", f"127.0.0.1:{self._port}", self.root]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    break
+            time.sleep(0.1)
+        else:
+            raise TimeoutError("rclone does not answer")
+        self._front = ThreadingHTTPServer(("127.0.0.1", self.port), type("Front", (_RangesAsInS3,), {"port": self._port}))
+        threading.Thread(target=self._front.serve_forever, daemon=True).start()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._front.shutdown()
+        self._front.server_close()
+
+    def new_bucket(self, name: str) -> str:
+        (self.root / name).mkdir(parents=True)
+        return f"s3://{name}"
+
+
+class _RangesAsInS3(BaseHTTPRequestHandler):
+    """Passes requests on to rclone, and calls a part a part: rclone 1.75 answers a range with status 200 where S3 says 206, and obstore
+    does not take that (gofakes3, which it is made of, has it mended since)."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    port: int
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        rclone = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            rclone.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                rclone.putheader(name, value)
+            rclone.endheaders(body)
+            answer = rclone.getresponse()
+            content = answer.read()
+        except (OSError, http.client.HTTPException):
+            self.close_connection = True  # as of a server that died
+            return
+        finally:
+            rclone.close()
+        self.send_response_only(206 if answer.status == 200 and answer.headers["Content-Range"] else answer.status)
+        for name, value in answer.headers.items():
+            if name not in ("Content-Length", "Transfer-Encoding", "Connection"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", (self.command == "HEAD" and answer.headers["Content-Length"]) or str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server with one bucket, `bucket`, whose credentials are in the environment."""
+    server = S3Server(tmp_path / "s3")
+    server.new_bucket("bucket")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server.start()
+    yield server
+    server.kill()
+
 
 SUBJECTS = ("the river", "a small engine", "the old library", "every neuron", "the northern harbour", "our telescope", "a wooden bridge")
 VERBS = ("carries", "measures", "forgets", "repairs", "describes", "follows", "surrounds", "outlives")

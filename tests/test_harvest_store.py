@@ -81,7 +81,7 @@ def _bits(x: Tensor) -> npt.NDArray[np.uint16]:
 def test_tensorstore_reads_the_same_bfloat16_values(harvest: Harvest) -> None:
     part = _filled(harvest)
     for site, width in WIDTHS.items():
-        path = harvest.store.path(f"{harvest.prefix}/train/activations/{site}")
+        path = harvest.store.local(f"{harvest.prefix}/train/activations/{site}")
         array = tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}).result()
         assert array.dtype.name == "bfloat16"
         assert array.shape == (part.num_blocks * part.block_rows, width)
@@ -92,7 +92,7 @@ def test_tensorstore_reads_the_same_bfloat16_values(harvest: Harvest) -> None:
 
 def test_every_array_is_plain_zarr_with_crc32c(harvest: Harvest) -> None:
     _filled(harvest)
-    root = harvest.store.path(harvest.prefix)
+    root = harvest.store.local(harvest.prefix)
     metadata = [json.loads(path.read_text()) for path in root.rglob("zarr.json")]
     arrays = [found for found in metadata if found["node_type"] == "array"]
     assert len(arrays) == len(PARTS) * (2 + 4 * len(WIDTHS))
@@ -187,7 +187,7 @@ def test_a_site_that_is_added_later_leaves_the_others_alone(harvest: Harvest) ->
     part = harvest.part("train")
     for block in range(part.num_blocks):
         part.write_block(block, _activations(part, block, [first]))
-    root = harvest.store.path(f"{harvest.prefix}/train/activations/{first}")
+    root = harvest.store.local(f"{harvest.prefix}/train/activations/{first}")
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in root.rglob("*") if path.is_file()}
     part = harvest.part("train")
     assert part.missing([first]) == []
@@ -245,7 +245,7 @@ def test_an_activation_too_large_for_the_stored_type_is_refused(harvest: Harvest
 
 
 def _shard(harvest: Harvest, site: Site, block: int) -> Path:
-    return harvest.store.path(f"{harvest.prefix}/train/activations/{site}/c/{block}/0")
+    return harvest.store.local(f"{harvest.prefix}/train/activations/{site}/c/{block}/0")
 
 
 def test_no_flipped_bit_of_a_shard_goes_unnoticed(harvest: Harvest) -> None:
@@ -259,7 +259,7 @@ def test_no_flipped_bit_of_a_shard_goes_unnoticed(harvest: Harvest) -> None:
         try:
             assert torch.equal(_all_rows(harvest.part("train"), site), expected)  # a byte that no valid row depends on
         except Corrupt as damage:
-            assert re.search(rf"{harvest.store.path(harvest.prefix)}/train: activations/{site} is damaged in rows", str(damage))  # noqa: PT017
+            assert re.search(rf"{harvest.store.local(harvest.prefix)}/train: activations/{site} is damaged in rows", str(damage))  # noqa: PT017
             assert "\n" not in str(damage)  # noqa: PT017
             found_out += 1
     assert found_out >= len(places) / 2
@@ -305,7 +305,7 @@ OBJECTS: dict[str, Callable[[Part], None]] = {
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_object_that_is_lost_or_changed_is_named(harvest: Harvest, name: str) -> None:
     _filled(harvest)
-    path = harvest.store.path(f"{harvest.prefix}/train/{name}")
+    path = harvest.store.local(f"{harvest.prefix}/train/{name}")
     data = path.read_bytes()
     path.write_bytes(bytes([data[0] ^ 128]) + data[1:])
     with pytest.raises(Corrupt, match=rf"train: {name.split('/c/')[0]} is damaged in rows .*; delete .* and run again") as damage:
@@ -319,7 +319,7 @@ def test_every_object_that_is_lost_or_changed_is_named(harvest: Harvest, name: s
 @pytest.mark.parametrize("name", ["train/000001.json", "tokens.json"])
 def test_a_changed_commit_record_is_found_out_and_named(harvest: Harvest, name: str) -> None:
     _filled(harvest)
-    path = harvest.store.path(f"{harvest.prefix}/commits/{name}")
+    path = harvest.store.local(f"{harvest.prefix}/commits/{name}")
     path.write_text(path.read_text().replace("attn_z", "mlp_out").replace("a model", "another model"))
     again = Harvest(harvest.store, harvest.key)
     with pytest.raises(Corrupt, match=f"^{path} was changed since it was written"):
@@ -330,7 +330,7 @@ def test_a_part_that_is_harvested_anew_as_the_message_says_is_whole_again(harves
     part, site = _filled(harvest), Site(0, "attn_z")
     expected = _all_rows(part, site)
     _shard(harvest, site, 1).unlink()
-    shutil.rmtree(harvest.store.path(f"{harvest.prefix}/commits/train"))
+    shutil.rmtree(harvest.store.local(f"{harvest.prefix}/commits/train"))
     assert harvest.part("train").missing(list(WIDTHS)) == [0, 1, 2]
     assert torch.equal(_all_rows(_filled(harvest), site), expected)
 
@@ -413,7 +413,7 @@ def test_tokens_are_packed_documents_and_no_document_is_on_both_sides(harvested:
 
 
 def test_a_second_harvest_does_nothing_and_a_lost_block_alone_is_made_again(harvested: Catalogue, tmp_path: Path) -> None:
-    root = Path(shutil.copytree(harvested.store.root, tmp_path / "store"))
+    root = Path(shutil.copytree(harvested.store.local(""), tmp_path / "store"))
     prefix = root / harvested.harvest.prefix
 
     def state() -> dict[str, tuple[bytes, int]]:

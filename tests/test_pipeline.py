@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import tiny_fields
+from conftest import S3Server, tiny_fields
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out", "attn_z")]
 
@@ -175,6 +175,39 @@ def chaos(reference: Path, suite_file: Path, store: Path, kills: int, seed: int)
 
 def _files(store: Path) -> int:
     return sum(1 for part in ("harvests", "dictionaries") for path in (store / part).rglob("*") if path.is_file())
+
+
+def test_a_run_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away(store: Path, suite_file: Path, s3: S3Server) -> None:
+    in_a_bucket(store, suite_file, s3, seconds=5)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away_for_long(store: Path, suite_file: Path, s3: S3Server) -> None:
+    in_a_bucket(store, suite_file, s3, seconds=15)
+
+
+def in_a_bucket(reference: Path, suite_file: Path, s3: S3Server, seconds: float) -> None:
+    """Run in a bucket of a real S3 server that is killed in the middle and comes back."""
+    command = [sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", "s3://bucket/runs"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()) as run:
+        assert run.stderr
+        said = next(line for line in run.stderr if line.startswith("train "))
+        s3.kill()
+        time.sleep(seconds)
+        s3.start()
+        out, rest = run.communicate()
+    assert run.returncode == 0, said + rest
+    assert "Traceback" not in out + rest
+    assert re.search(r"\nnext: jumpsuite verify s3://bucket/runs/tiny/release\n", out)
+    assert results(s3.root / "bucket/runs") == results(reference)
+    assert not list((s3.root / "bucket/runs/locks").glob("*"))
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"].encode()
+    assert not [path for path in s3.root.rglob("*") if path.is_file() and secret in path.read_bytes()]
+    assert secret.decode() not in out + said + rest
+    verified = jumpsuite("verify", "s3://bucket/runs/tiny/release")
+    assert verified.returncode == 0, verified.stderr
+    status = jumpsuite("status", suite_file, "--store", "s3://bucket/runs")
+    assert status.stdout.count(" done ") == 7
 
 
 def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_does(store: Path, suite_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Where a store lies: a folder of this machine, or a prefix of a bucket in an object store. All that differs between the two is here.
+
+A bucket's credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`,
+`AZURE_STORAGE_ACCOUNT_NAME`, …, as obstore reads them); none is written or said.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import obstore.exceptions
+import obstore.store
+import zarr.storage
+
+from core.errors import ConfigError, JumpsuiteError
+from core.key import key_of
+from storage.lease import lease
+
+SCHEMES = ("s3", "gs", "az")
+
+FAULTS = (OSError, obstore.exceptions.BaseError)
+"""What a disk or an object store raises when it cannot do what it was asked."""
+
+RETRIES: dict[str, Any] = {
+    "max_retries": 40,
+    "retry_timeout": timedelta(minutes=3),
+    "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=10), "base": 2.0},
+}
+"""5xx, timeouts and dropped connections are tried again for three minutes, which a server's restart does not take."""
+FIRST_RETRIES = RETRIES | {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+"""For the first question, which a wrong address or name must not keep waiting."""
+
+
+class Place(Protocol):
+    """What a store asks of where it lies."""
+
+    @property
+    def address(self) -> str:
+        """What opens the same place again."""
+
+    @property
+    def exists(self) -> bool: ...
+
+    def make(self) -> None:
+        """Make what is missing, or find out that nothing can be put here. Raises ConfigError."""
+
+    @property
+    def objects(self) -> Any:
+        """The objects, as obstore has them."""
+
+    def where(self, key: str) -> str:
+        """A key as a person finds it."""
+
+    @property
+    def files(self) -> Path:
+        """A folder of this machine: for the unpacked model and others that libraries read as files."""
+
+    def zarr(self, prefix: str) -> zarr.storage.StoreLike: ...
+
+    def lock(self, prefix: str) -> AbstractContextManager[None]: ...
+
+
+def place_of(root: str | Path) -> Place:
+    """Raises ConfigError where no store can lie there."""
+    return Bucket(str(root)) if "://" in str(root) else Folder(Path(root))
+
+
+class Folder:
+    """A local folder, made when something is first put there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"--store is {str(root)!r}, which is a file; expected a folder; choose another")
+
+    @property
+    def address(self) -> str:
+        return str(self.root)
+
+    @property
+    def exists(self) -> bool:
+        return self.root.is_dir()
+
+    def make(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--store is {str(self.root)!r}, which cannot be made ({error.strerror}); expected a folder; choose another") from None
+
+    @cached_property
+    def objects(self) -> obstore.store.LocalStore:
+        self.make()
+        return obstore.store.LocalStore(str(self.root))
+
+    def where(self, key: str) -> str:
+        return str(self.root / key)
+
+    @property
+    def files(self) -> Path:
+        return self.root
+
+    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
+        (self.root / prefix).mkdir(parents=True, exist_ok=True)
+        return zarr.storage.ObjectStore(obstore.store.LocalStore(str(self.root / prefix)))
+
+    @contextmanager
+    def lock(self, prefix: str) -> Iterator[None]:
+        """The system lifts the lock when its process ends, however it ends. What a killed process was writing is swept away: obstore
+        writes `NAME#1` beside, then renames."""
+        path = self.root / "locks" / prefix.replace("/", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise worked_on(self.where(prefix)) from None
+            for left in (self.root / prefix).rglob("*#[0-9]*"):
+                left.unlink()
+            yield
+
+
+class Bucket:
+    """A prefix of a bucket: `s3://BUCKET/PREFIX`, `gs://…` or `az://CONTAINER/…`."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+        expected = "expected a folder or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
+        if parts.scheme not in SCHEMES or not parts.netloc:
+            raise ConfigError(f"--store is {self.address!r}; {expected}; write for example runs")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ConfigError(f"--store is {self.address!r} with more in it; {expected}; put credentials and options into the environment alone")
+
+    def _open(self, prefix: str = "", retries: dict[str, Any] = RETRIES) -> Any:
+        try:
+            return obstore.store.from_url(f"{self.address}/{prefix}".rstrip("/"), retry_config=retries)
+        except FAULTS as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> ConfigError:
+        return ConfigError(
+            f"--store is {self.address!r}, which cannot be reached ({cause_of(error)}); expected a bucket that the credentials in the environment "
+            "open; set them (for S3 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a server of your own)"
+        )
+
+    @property
+    def exists(self) -> bool:
+        return True
+
+    def make(self) -> None:
+        try:
+            next(iter(obstore.list(self._open(retries=FIRST_RETRIES), chunk_size=1)), None)
+        except FAULTS as error:
+            raise self._unreachable(error) from None
+
+    @cached_property
+    def objects(self) -> Any:
+        self.make()
+        return self._open()
+
+    def where(self, key: str) -> str:
+        return f"{self.address}/{key}"
+
+    @property
+    def files(self) -> Path:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "jumpsuite" / key_of(self.address)
+
+    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
+        return _BucketStore(self._open(prefix))
+
+    @contextmanager
+    def lock(self, prefix: str) -> Iterator[None]:
+        with lease(self.objects, f"locks/{prefix.replace('/', '-')}.json", lambda: worked_on(self.where(prefix))):
+            yield
+
+
+class _BucketStore(zarr.storage.ObjectStore[Any]):  # type: ignore[misc]
+    """zarr-python's, but looking before it creates: to lay out an array it creates the groups above it anew where there are none, and a
+    server that ignores the condition, as rclone's does, would lose their attributes."""
+
+    async def set_if_not_exists(self, key: str, value: Any) -> None:
+        if not await self.exists(key):
+            await super().set_if_not_exists(key, value)
+
+
+def worked_on(where: str) -> JumpsuiteError:
+    return JumpsuiteError(f"{where} is being worked on by another run; expected one at a time; wait for it to end")
+
+
+def cause_of(error: Exception) -> str:
+    """The innermost reason of a store's error: obstore wraps what the system or the server said in its own words."""
+    text = str(error)
+    if found := re.search(r'message: "([^"]+)"', text):
+        return found[1]
+    if found := re.search(r"<Code>([^<]+)</Code>(?:\s*<Message>([^<]+)</Message>)?", text):
+        return f"{found[1]}: {' '.join(found[2].split())}" if found[2] else found[1]
+    return " ".join(text.partition("Debug source")[0].split())[:160]
