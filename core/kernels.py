@@ -27,7 +27,7 @@ _PIECES = 128
 """Pieces that rows or latents are dealt out in; each has its own scratch memory."""
 
 
-def _serial(function: Any) -> Any:
+def serial(function: Any) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy")(function)
 
 
@@ -35,18 +35,18 @@ def _parallel(function: Any) -> Any:
     return numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")(function)
 
 
-@_serial
+@serial
 def _piece(piece: int, length: int) -> Any:
     return range(piece * length // _PIECES, (piece + 1) * length // _PIECES)
 
 
-@_serial
+@serial
 def _float(bits: Any) -> Any:
     """The float32 whose upper half is a bfloat16's bits."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-def _value(z: Any) -> Any:
+def value_of(z: Any) -> Any:
     """A float32 of what a product gave: a float32 itself, or a bfloat16's bits. Resolved when a kernel is compiled, by z's type."""
     raise NotImplementedError("for kernels alone")
 
@@ -61,10 +61,10 @@ def _value_of_type(z: Any) -> Any:
     return of_bits if z == numba.uint16 else itself
 
 
-overload(_value)(_value_of_type)
+overload(value_of)(_value_of_type)
 
 
-@_serial
+@serial
 def _bfloat16(value: Any) -> Any:
     """The bits of the bfloat16 nearest to a finite float32, ties to even."""
     bits = np.float32(value).view(np.uint32)
@@ -116,7 +116,7 @@ def _dot(_context: Any, a_D: Any, b_D: Any) -> Any:
     return types.float32(a_D, b_D), generate
 
 
-@_serial
+@serial
 def _add_rows(sum_D: Array, weight_E: Array, row_E: Array, rows_XD: Array) -> None:
     """sum_D += sum_e weight_e rows[row_e], one after another; four at a time, so that a sum is read and written once for four."""
     fours = len(row_E) // 4 * 4
@@ -141,7 +141,7 @@ def count_above(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, count
     for b in numba.prange(len(z_BL)):
         slack, count = slack_B[b], np.int32(0)
         for l in range(L):
-            count += np.int32(_value(z_BL[b, l]) > cut_L[l] - slack * slack_L[l])
+            count += np.int32(value_of(z_BL[b, l]) > cut_L[l] - slack * slack_L[l])
         counts_B[b] = count
 
 
@@ -156,11 +156,11 @@ def list_above(z_BL: Array, cut_L: Array, slack_B: Array, slack_L: Array, start_
             hits = np.int32(0)
             if len(z) == _BLOCK:
                 for l in range(_BLOCK):
-                    hits += np.int32(_value(z[l]) > cut[l] - slack * scale[l])
+                    hits += np.int32(value_of(z[l]) > cut[l] - slack * scale[l])
             if hits or len(z) < _BLOCK:
                 for l in range(len(z)):
-                    if _value(z[l]) > cut[l] - slack * scale[l]:
-                        latent_E[e], z_E[e] = first + l, _value(z[l])
+                    if value_of(z[l]) > cut[l] - slack * scale[l]:
+                        latent_E[e], z_E[e] = first + l, value_of(z[l])
                         e += 1
 
 
@@ -202,7 +202,7 @@ def reconstruct(
                 gradient_E[e] = _dot(r, W_dec_LD[latent_E[e]])
 
 
-@_serial
+@serial
 def count_active(start_B: Array, latent_E: Array, z_E: Array, threshold_L: Array, l0_B: Array, active_L: Array) -> None:
     """The L0 of every row, and how many rows activate every latent."""
     for b in range(len(l0_B)):
@@ -212,7 +212,7 @@ def count_active(start_B: Array, latent_E: Array, z_E: Array, threshold_L: Array
                 active_L[latent_E[e]] += 1
 
 
-@_serial
+@serial
 def by_latent(
     start_B: Array, latent_E: Array, z_E: Array, gradient_E: Array, threshold_L: Array, half: float, l0_B: Array,
     next_L: Array, row_E: Array, f_E: Array, g_E: Array,
@@ -240,7 +240,7 @@ def by_latent(
 # By latent: gradients of the weights, and the step
 
 
-@_serial
+@serial
 def _weight_gradients(
     begin: int, end: int, row_E: Array, f_E: Array, g_E: Array, x_BD: Array, g_BD: Array, d_D: Array, dec_D: Array, enc_D: Array
 ) -> None:
@@ -252,7 +252,7 @@ def _weight_gradients(
     _project(dec_D, d_D)
 
 
-@_serial
+@serial
 def _project(gradient_D: Array, d_D: Array) -> None:
     along = _dot(gradient_D, d_D)
     for d in range(len(d_D)):
@@ -272,7 +272,7 @@ def squared_norms(start_L: Array, row_E: Array, f_E: Array, g_E: Array, x_BD: Ar
                 square_L[l] = _dot(dec_D, dec_D) + _dot(enc_D, enc_D)
 
 
-@_serial
+@serial
 def _adam(w_D: Array, gradient_D: Array, first_D: Array, second_D: Array, decay: float, c: Any) -> None:
     """One row's Adam step; first_D is empty where there is no first moment. `decay` is beta2 to the number of steps since the last."""
     if len(first_D):
@@ -287,7 +287,7 @@ def _adam(w_D: Array, gradient_D: Array, first_D: Array, second_D: Array, decay:
         w_D[d] -= rate * moved_D[d] / (np.sqrt(second_D[d]) * c.correction + c.epsilon)
 
 
-@_serial
+@serial
 def _keep_copy(w_D: Array, copy_D: Array) -> Any:
     """Put an encoder row, rounded to bfloat16, in its copy; gives the row's norm."""
     for d in range(len(copy_D)):
@@ -295,7 +295,7 @@ def _keep_copy(w_D: Array, copy_D: Array) -> Any:
     return np.sqrt(_dot(w_D, w_D))
 
 
-@_serial
+@serial
 def _step_latent(
     l: int, dec_D: Array, enc_D: Array,
     W_dec: Array, W_enc: Array, first_dec: Array, first_enc: Array, second_dec: Array, second_enc: Array,

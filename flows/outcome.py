@@ -40,7 +40,7 @@ def outcome() -> Iterator[Outcome]:
         result.reason = f"the store failed ({cause_of(error)}); expected room and rights there; see to it and run again"
     except (MemoryError, torch.OutOfMemoryError):
         result.reason = (
-            "out of memory; expected room for one block and one dictionary; "
+            "out of memory; expected room for two blocks and one dictionary; "
             "lower harvest.block_sequences, training.shuffle_rows or training.batch_rows"
         )
     except Exception as error:

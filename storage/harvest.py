@@ -25,15 +25,18 @@ from zarr.codecs import Crc32cCodec
 from core.errors import JumpsuiteError
 from core.order import Rows, block_permutation
 from core.packing import SpecialTokens, Tokens, is_text
+from core.rows import bits_of, move, sums
 from core.site import Site
 from core.statistics import Moments
 from core.suite import CHUNKS_PER_BLOCK, Suite
-from storage import bfloat16
+from storage import bfloat16, shards
 from storage.objects import Corrupt, Store
 
 bfloat16.register()
 
 DTYPES: dict[str, Any] = {"bfloat16": bfloat16.DTYPE, "float32": np.dtype("float32")}
+BITS: dict[str, Any] = {"bfloat16": np.dtype("uint16"), "float32": np.dtype("float32")}
+"""How rows are moved: NumPy's own types, so bfloat16 as its bits."""
 PARTS = ("train", "held_out")
 
 
@@ -107,6 +110,7 @@ class Part:
         self.dtype = str(attributes["dtype"])
         self.chunk_rows = self.block_rows // CHUNKS_PER_BLOCK
         self._arrays: dict[str, Any] = {}
+        self._indices: dict[tuple[Site, int], npt.NDArray[Any]] = {}
 
     # Tokens and rows
 
@@ -163,29 +167,37 @@ class Part:
         """Write and commit a block.
 
         Args:
-            activations: rows x D of each site, in the order of `rows(block)`, of any floating type.
+            activations: rows x D of each site, in the order of `rows(block)`, of any floating type; or with zeros up to `block_rows`
+                and of the stored type, which saves a copy.
 
         Raises:
             JumpsuiteError: an activation is not finite.
         """
         for site, x_BD in activations.items():
-            stored = x_BD.to(getattr(torch, self.dtype))
-            if not stored.isfinite().all():
+            x = bits_of(self._padded(x_BD))
+            total, norms = np.empty(x.shape[1]), np.empty(len(x), np.float32)
+            square = sums(x, total, norms)
+            if not np.isfinite(square):
                 raise JumpsuiteError(
                     f"{site} has activations in block {block} of {self.name} that are not finite; expected numbers; "
                     "set model.dtype to float32 or leave the site out"
                 )
-            moments, begin = Moments.of(stored), block * self.block_rows
-            statistics = f"statistics/{site}"
-            self._array(f"{statistics}/sum")[block] = moments.total
-            self._array(f"{statistics}/square")[block] = moments.total_square
-            # A whole shard in one write, padding included, is one object put whole.
-            padded = torch.zeros(self.block_rows, stored.shape[1], dtype=stored.dtype)
-            padded[: len(stored)] = stored
-            self._array(f"activations/{site}")[begin : begin + self.block_rows] = _to_numpy(padded)
-            self._array(f"{statistics}/norms")[begin : begin + self.block_rows] = padded.float().norm(dim=1).numpy()
+            begin, statistics = block * self.block_rows, f"statistics/{site}"
+            self._array(f"{statistics}/sum")[block] = total
+            self._array(f"{statistics}/square")[block] = square
+            self._array(f"{statistics}/norms")[begin : begin + self.block_rows] = norms
+            self.harvest.store.put_pieces(self._shard(site, block), shards.encode(x, self.chunk_rows))
         sites = self.harvested(block) | set(activations)
         self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
+
+    def _padded(self, x_BD: Tensor) -> Tensor:
+        """Of the stored type, with zeros up to a whole shard."""
+        stored = x_BD.to(getattr(torch, self.dtype)).contiguous()
+        if len(stored) == self.block_rows:
+            return stored
+        padded = torch.zeros(self.block_rows, stored.shape[1], dtype=stored.dtype)
+        padded[: len(stored)] = stored
+        return padded
 
     def norms(self, site: Site) -> npt.NDArray[np.float32]:
         """The Euclidean norm of each row, zero for padding."""
@@ -204,22 +216,40 @@ class Part:
         Args:
             chunks: those that hold the rows. rows: row numbers of the part.
         """
-        pieces = [self._chunk(site, chunk) for chunk in chunks]
-        place = {chunk: index for index, chunk in enumerate(chunks)}
-        chunk_of_row = np.array([place[int(chunk)] for chunk in rows // self.chunk_rows], dtype=np.int64)
-        index = torch.from_numpy(chunk_of_row * self.chunk_rows + rows % self.chunk_rows)
-        return torch.cat(pieces)[index]
+        chunk_E, row_E = np.divmod(rows, self.chunk_rows)
+        asked_for = np.argsort(chunk_E, kind="stable")
+        ends = np.searchsorted(chunk_E[asked_for], np.array([chunks, np.add(chunks, 1)]))
+        x = torch.empty(len(rows), self._array(f"activations/{site}").shape[1], dtype=getattr(torch, self.dtype))
+        for chunk, first, end in zip(chunks, *ends, strict=True):
+            here = asked_for[first:end]
+            move(self._chunk(site, chunk), row_E[here], bits_of(x), here)
+        return x
 
     def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
         """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out."""
         for chunk in range(self.num_blocks * CHUNKS_PER_BLOCK):
             mask = wanted[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
             if mask.any():
-                yield self._chunk(site, chunk)[torch.from_numpy(mask)]
+                yield _to_torch(self._chunk(site, chunk)[mask])
 
-    def _chunk(self, site: Site, chunk: int) -> Tensor:
-        begin = chunk * self.chunk_rows
-        return _to_torch(self._read(f"activations/{site}", slice(begin, begin + self.chunk_rows)))
+    def _chunk(self, site: Site, chunk: int) -> npt.NDArray[Any]:
+        """The rows of a chunk, read-only: float32, or a bfloat16's bits."""
+        block, number = divmod(chunk, CHUNKS_PER_BLOCK)
+        key, name, begin = self._shard(site, block), f"activations/{site}", chunk * self.chunk_rows
+        try:
+            if (site, block) not in self._indices:
+                tail = self.harvest.store.get_end(key, shards.index_size(CHUNKS_PER_BLOCK))
+                self._indices[site, block] = shards.read_index(tail, CHUNKS_PER_BLOCK)
+            place, length = map(int, self._indices[site, block][number])
+            shape = (self.chunk_rows, self._array(name).shape[1])
+            return shards.decode(self.harvest.store.get_range(key, place, length), BITS[self.dtype], shape)
+        except FileNotFoundError:
+            raise Corrupt(self._damaged(name, f"{name}/c/{block}/0 is missing")) from None
+        except ValueError as error:
+            raise Corrupt(self._damaged(name, f"{name} is damaged in rows {begin:,} to {begin + self.chunk_rows:,} ({error})")) from None
+
+    def _shard(self, site: Site, block: int) -> str:
+        return f"{self.harvest.prefix}/{self.name}/activations/{site}/c/{block}/0"
 
     def _commit(self, block: int) -> str:
         return f"{self.harvest.prefix}/commits/{self.name}/{block:06d}.json"
@@ -259,10 +289,5 @@ def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, sha
     group.create_array(name, shape=shape, dtype=dtype, chunks=chunk, shards=shard, fill_value=fill, compressors=[Crc32cCodec()])
 
 
-def _to_numpy(x: Tensor) -> npt.NDArray[Any]:
-    x = x.contiguous()
-    return x.view(torch.uint16).numpy().view(bfloat16.DTYPE) if x.dtype == torch.bfloat16 else x.numpy()
-
-
 def _to_torch(x: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16) if x.dtype == bfloat16.DTYPE else torch.from_numpy(x)
+    return torch.from_numpy(x).view(torch.bfloat16) if x.dtype == np.uint16 else torch.from_numpy(x)

@@ -81,6 +81,32 @@ class Store:
             obstore.put(self._objects, key, data)
         return hashlib.sha256(data).hexdigest()
 
+    def put_pieces(self, key: str, pieces: list[Any]) -> None:
+        """Store an object whole that lies in several buffers."""
+        with self._explained(key, "written"):
+            obstore.put(self._objects, key, iter(pieces))
+
+    def get_range(self, key: str, start: int, length: int) -> Any:
+        """A part of an object, as a buffer. Raises FileNotFoundError when the object is absent, ValueError when it has no such part."""
+        return self._get_part(key, (start, start + length), length)
+
+    def get_end(self, key: str, length: int) -> Any:
+        """The last bytes of an object, as a buffer. Raises as `get_range` does."""
+        return self._get_part(key, {"suffix": length}, length)
+
+    def _get_part(self, key: str, part: Any, length: int) -> Any:
+        try:
+            with self._explained(key, "read"):
+                data = obstore.get(self._objects, key, options={"range": part}).bytes()
+        except JumpsuiteError as error:
+            # What asks for more than there is, is answered with an error of no kind of its own.
+            if self.has(key) and self._objects.head(key)["size"] < length + (part[0] if isinstance(part, tuple) else 0):
+                raise ValueError("it is too short") from error
+            raise
+        if len(data) != length:
+            raise ValueError("it is too short")
+        return data
+
     def put_file(self, key: str, path: Path) -> None:
         """Store a file of this machine as an object, a piece at a time."""
         with self._explained(key, "written"):

@@ -1,6 +1,7 @@
 """Harvest: the activations of every site, block by block, each block from one pass over its sequences."""
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from prefect import task
@@ -8,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from core.anatomy import Anatomy, device_of
+from core.rows import bits_of, move
 from core.site import Site
 from storage.catalogue import Catalogue
 from storage.harvest import PARTS, Part
@@ -31,10 +33,25 @@ def harvest_blocks(catalogue: Catalogue) -> None:
     for part in parts:
         part.add_sites(widths)
     total = sum(part.tokens(block).size for part, block in work)
-    with Progress(f"harvest {len(sites)} sites", total, "tokens") as progress:
+    # A block is written while the model runs over the next one, so two are in memory.
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer, Progress(f"harvest {len(sites)} sites", total, "tokens") as progress:
+        writing: Future[None] | None = None
         for part, block in work:
             missing = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
-            part.write_block(block, _activations(anatomy, part, block, missing, catalogue.suite.harvest.batch_sequences, progress))
+            activations = _activations(anatomy, part, block, missing, catalogue.suite.harvest.batch_sequences, progress)
+            if writing:
+                writing.result()
+            writing = writer.submit(part.write_block, block, activations)
+        assert writing
+        writing.result()
+
+
+def _move(x_XD: Tensor, source: Tensor, gathered_BD: Tensor, target: Tensor) -> None:
+    """Rows of what the model gave, on any device and of any type, to their places in a block."""
+    if x_XD.is_cpu and x_XD.dtype == gathered_BD.dtype:
+        move(bits_of(x_XD.contiguous()), source.numpy(), bits_of(gathered_BD), target.numpy())
+    else:
+        gathered_BD[target] = x_XD[source.to(x_XD.device)].to(gathered_BD.dtype).cpu()
 
 
 @torch.inference_mode()
@@ -45,14 +62,15 @@ def _activations(anatomy: Anatomy, part: Part, block: int, widths: dict[Site, in
     sequence, position = rows[:, 0] - block * part.block_sequences, rows[:, 1]
     device = next(anatomy.model.parameters()).device
     captured: dict[Site, Tensor] = {}
-    gathered = {site: torch.empty(len(rows), width, dtype=getattr(torch, part.dtype)) for site, width in widths.items()}
+    gathered = {site: torch.zeros(part.block_rows, width, dtype=getattr(torch, part.dtype)) for site, width in widths.items()}
     last = max(site.layer for site in widths)
     with anatomy.capture(list(widths), into=captured):
         for first in range(0, len(tokens), batch_sequences):
             batch = tokens[first : first + batch_sequences]
             anatomy.run_to(last, batch.to(device))
-            here = (sequence >= first) & (sequence < first + len(batch))
+            here = torch.nonzero((sequence >= first) & (sequence < first + len(batch)))[:, 0]
+            source = (sequence[here] - first) * batch.shape[1] + position[here]
             for site, x in captured.items():
-                gathered[site][here] = x[sequence[here].to(device) - first, position[here].to(device)].to(gathered[site].dtype).cpu()
+                _move(x.flatten(0, 1), source, gathered[site], here)
             progress.advance(batch.numel())
     return gathered
