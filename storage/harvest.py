@@ -187,8 +187,7 @@ class Part:
             self._array(f"{statistics}/square")[block] = square
             self._array(f"{statistics}/norms")[begin : begin + self.block_rows] = norms
             self.harvest.store.put_pieces(self._shard(site, block), shards.encode(x, self.chunk_rows))
-        sites = self.harvested(block) | set(activations)
-        self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
+        self._commit_sites(block, self.harvested(block) | set(activations))
 
     def _padded(self, x_BD: Tensor) -> Tensor:
         """Of the stored type, with zeros up to a whole shard."""
@@ -205,9 +204,9 @@ class Part:
 
     def moments(self, site: Site) -> Moments:
         """Sums over all rows, merged in block order."""
-        sums, squares = self._read(f"statistics/{site}/sum", slice(None)), self._read(f"statistics/{site}/square", slice(None))
+        totals, squares = self._read(f"statistics/{site}/sum", slice(None)), self._read(f"statistics/{site}/square", slice(None))
         counts = self.valid.reshape(self.num_blocks, self.block_rows).sum(1)
-        blocks = [Moments(int(n), total, float(square)) for n, total, square in zip(counts, sums, squares, strict=True)]
+        blocks = [Moments(int(n), total, float(square)) for n, total, square in zip(counts, totals, squares, strict=True)]
         return sum(blocks[1:], start=blocks[0])
 
     def read(self, site: Site, chunks: Sequence[int], rows: Rows) -> Tensor:
@@ -244,9 +243,9 @@ class Part:
             shape = (self.chunk_rows, self._array(name).shape[1])
             return shards.decode(self.harvest.store.get_range(key, place, length), BITS[self.dtype], shape)
         except FileNotFoundError:
-            raise Corrupt(self._damaged(name, f"{name}/c/{block}/0 is missing")) from None
+            raise self._damage(name, f"{name}/c/{block}/0 is missing", [block]) from None
         except ValueError as error:
-            raise Corrupt(self._damaged(name, f"{name} is damaged in rows {begin:,} to {begin + self.chunk_rows:,} ({error})")) from None
+            raise self._damage(name, f"{name} is damaged in rows {begin:,} to {begin + self.chunk_rows:,} ({error})", [block]) from None
 
     def _shard(self, site: Site, block: int) -> str:
         return f"{self.harvest.prefix}/{self.name}/activations/{site}/c/{block}/0"
@@ -261,25 +260,44 @@ class Part:
         return self._arrays[name]
 
     def _read(self, name: str, rows: slice) -> Any:
+        """Rows of an array that has one object a block."""
         array = self._array(name)
         begin, end, _ = rows.indices(array.shape[0])
-        shard_rows = (array.shards or array.chunks)[0]
-        objects = [f"{name}/c/{index}" + "/0" * (array.ndim - 1) for index in range(begin // shard_rows, -(-end // shard_rows))]
-        where = f"{self.harvest.prefix}/{self.name}"
+        of_block = array.chunks[0]
+        blocks = range(begin // of_block, -(-end // of_block))
         # zarr reads an absent object as zeros, without a word.
-        lost = next((key for key in objects if not self.harvest.store.has(f"{where}/{key}")), None)
-        if lost:
-            raise Corrupt(self._damaged(name, f"{lost} is missing"))
+        for block in blocks:
+            lost = f"{name}/c/{block}" + "/0" * (array.ndim - 1)
+            if not self.harvest.store.has(f"{self.harvest.prefix}/{self.name}/{lost}"):
+                raise self._damage(name, f"{lost} is missing", [block])
         try:
             return array[rows]
         except ValueError as error:
-            raise Corrupt(self._damaged(name, f"{name} is damaged in rows {begin:,} to {end:,} ({error})")) from None
+            damaged = [block for block in blocks if not _readable(array, slice(block * of_block, (block + 1) * of_block))]
+            raise self._damage(name, f"{name} is damaged in rows {begin:,} to {end:,} ({error})", damaged) from None
 
-    def _damaged(self, name: str, what: str) -> str:
-        path = self.harvest.store.where(f"{self.harvest.prefix}/{self.name}")
-        # Activations follow from tokens: where those are lost, the harvest begins anew.
-        lost = self.harvest.prefix if name in ("tokens", "rows") else f"{self.harvest.prefix}/commits/{self.name}"
-        return f"{path}: {what}; expected what was harvested; delete {self.harvest.store.where(lost)} and run again to harvest it anew"
+    def _damage(self, name: str, what: str, blocks: list[int]) -> Corrupt:
+        """The error of blocks that are not what was written. Activations and their sums follow from the tokens, so those blocks are struck from
+        the commits, and the next run makes them again; where tokens are lost the harvest begins anew, which is not for us to say."""
+        where = f"{self.harvest.store.where(f'{self.harvest.prefix}/{self.name}')}: {what}; expected what was harvested"
+        if name in ("tokens", "rows"):
+            return Corrupt(f"{where}; delete {self.harvest.store.where(self.harvest.prefix)} and run again to harvest it anew")
+        site = Site.parse(name.split("/")[1])
+        for block in blocks:
+            self._commit_sites(block, self.harvested(block) - {site})
+        numbers = ", ".join(map(str, blocks))
+        return Corrupt(f"{where}; run again, which harvests block {numbers} of {site} anew, for it is struck from the harvest now")
+
+    def _commit_sites(self, block: int, sites: set[Site]) -> None:
+        self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
+
+
+def _readable(array: Any, rows: slice) -> bool:
+    try:
+        array[rows]
+    except ValueError:
+        return False
+    return True
 
 
 def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:
