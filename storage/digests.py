@@ -10,11 +10,11 @@ from storage.objects import Store
 
 def digest(store: Store, files: Iterable[Path]) -> str:
     """Names the contents of these files. A file that has not changed since is not read again."""
-    return key_of([(path.name, _file_digest(store, path)) for path in sorted(files)])
+    here = Store(store.local(""))  # what is known of this machine's files is of no use in a bucket
+    return key_of([(path.name, _file_digest(here, path)) for path in sorted(files)])
 
 
 def _file_digest(store: Store, path: Path) -> str:
-    store = Store(store.local(""))  # of this machine's files, so never in a bucket
     stat = path.stat()
     key = f"digests/{key_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)}.json"
     if known := store.get_record(key):

@@ -63,7 +63,7 @@ def main() -> None:
         os.sync()
         seconds = time.perf_counter() - began
         after = bare_pass(anatomy, catalogue)
-        written = sum(path.stat().st_size for path in catalogue.store.path(catalogue.harvest.prefix).rglob("*") if path.is_file())
+        written = sum(path.stat().st_size for path in catalogue.store.local(catalogue.harvest.prefix).rglob("*") if path.is_file())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     bare = (before + after) / 2
     print("| sites | tokens | bare tokens/s, before and after | harvest tokens/s | share of bare | GB/s written | peak GB, before and after |")
