@@ -195,10 +195,9 @@ def verify_folder(options: argparse.Namespace) -> int:
         from storage.objects import Store
         from storage.release import fetch
 
-        base, _, name = options.release.rstrip("/").rpartition("/")
         with tempfile.TemporaryDirectory() as folder:
             _say(f"Fetching {options.release}")
-            fetch(Store(base), name, Path(folder))
+            fetch(Store(options.release), Path(folder))
             return _verified(verify_release(Path(folder), options.release))
     if not Path(options.release).is_dir():
         raise ConfigError(f"RELEASE is {options.release!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")

@@ -14,16 +14,13 @@ from tasks.release import package_release
 from tasks.verify import verify_release
 
 
-def destination(catalogue: Catalogue, to: str | None) -> tuple[Path, tuple[Store, str] | None]:
-    """The folder that a release is made in, and where in a bucket it is then put, if that is where it is to lie."""
-    if to is None:
-        name = f"{catalogue.suite.name}/release"
-        return catalogue.store.local(name), None if catalogue.store.is_folder else (catalogue.store, name)
-    if "://" not in to:
-        return Path(to), None
-    base, _, name = to.rstrip("/").rpartition("/")
-    store = Store(base)
-    return store.local(name), (store, name)
+def destination(catalogue: Catalogue, to: str | None) -> tuple[Path, Store | None]:
+    """The folder that a release is made in, and the bucket that it is then put into, if that is where it is to lie."""
+    place = to or catalogue.store.where(f"{catalogue.suite.name}/release")
+    if "://" not in place:
+        return Path(place), None
+    bucket = Store(place)
+    return bucket.local("release"), bucket
 
 
 @flow(name="release", flow_run_name="release {suite.name}")
@@ -31,9 +28,9 @@ def release_flow(suite: Suite, store: str = "runs", to: str | None = None) -> St
     """Leave a verified release of the suite, beside its report or in the folder or bucket `to`."""
     with outcome() as result:
         catalogue = Catalogue(suite, store)
-        folder, upload = destination(catalogue, to)
+        folder, bucket = destination(catalogue, to)
         package_release(catalogue, folder)
         list(verify_release(folder))
-        if upload:
-            publish(folder, *upload)
+        if bucket:
+            publish(folder, bucket)
     return result.state

@@ -39,10 +39,6 @@ class Store:
         """What opens the same store again, in another process too."""
 
     @property
-    def is_folder(self) -> bool:
-        return "://" not in self.address
-
-    @property
     def exists(self) -> bool:
         return self._place.exists
 

@@ -100,12 +100,17 @@ def staged(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _listed(sums: str) -> dict[str, str]:
+    """The SHA-256 of each name; no name where a line has none."""
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in sums.splitlines())}
+
+
 def _is_ours(folder: Path) -> bool:
     """Whether a folder holds a release and nothing else, hidden files included."""
     if not ((folder / SUMS).is_file() and (folder / KEY).is_file()):
         return False
-    listed = {line.split("  ", 1)[-1] for line in (folder / SUMS).read_text(errors="replace").splitlines()}
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= listed | {SUMS}
+    listed = _listed((folder / SUMS).read_text(errors="replace"))
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= {*listed, SUMS}
 
 
 def is_current(folder: Path, key: str) -> bool:
@@ -201,10 +206,13 @@ def check_sums(folder: Path) -> list[str]:
     """
     if not (folder / SUMS).is_file():
         raise JumpsuiteError(f"{folder} has no {SUMS}; expected a release; name a folder that jumpsuite release wrote")
+    damaged = JumpsuiteError(f"{folder / SUMS} is damaged; expected a checksum and a name a line; get the release again")
     try:
-        listed = {name: sha256 for sha256, name in (line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines())}
-    except ValueError:
-        raise JumpsuiteError(f"{folder / SUMS} is damaged; expected a checksum and a name a line; get the release again") from None
+        listed = _listed((folder / SUMS).read_text())
+    except UnicodeDecodeError:
+        raise damaged from None
+    if "" in listed:
+        raise damaged
     present = set(_files(folder))
     faults = [f"{name} is missing" for name in sorted(set(listed) - present)]
     faults += [f"{name} is not in {SUMS}" for name in sorted(present - set(listed))]
@@ -215,44 +223,32 @@ def check_sums(folder: Path) -> list[str]:
 # In a bucket
 
 
-def publish(folder: Path, store: Store, prefix: str) -> None:
-    """Put a release's files under a prefix, its checksums last; those that are there are not sent again, others there are removed after."""
-    there = _listed(store, f"{prefix}/{SUMS}") if store.has(f"{prefix}/{SUMS}") else {}
-    here = dict(_lines((folder / SUMS).read_text()))
+def publish(folder: Path, store: Store) -> None:
+    """Make a store a release: its files put there, its checksums last; those that are there are not sent again, others there are removed after."""
+    there = _listed(store.get(SUMS).decode(errors="replace")) if store.has(SUMS) else {}
+    here = _listed((folder / SUMS).read_text())
     for name in sorted(here):
         if there.get(name) != here[name]:
-            store.put_file(f"{prefix}/{name}", folder / name)
-    store.put_file(f"{prefix}/{SUMS}", folder / SUMS)
-    for key in store.keys(prefix):
-        if key.removeprefix(f"{prefix}/") not in {*here, SUMS}:
-            store.delete(key)
+            store.put_file(name, folder / name)
+    store.put_file(SUMS, folder / SUMS)
+    for name in store.keys(""):
+        if name not in {*here, SUMS}:
+            store.delete(name)
 
 
-def fetch(store: Store, prefix: str, folder: Path) -> None:
-    """Get every file of a release from under a prefix.
+def fetch(store: Store, folder: Path) -> None:
+    """Get every file of a release that is a store.
 
     Raises:
         JumpsuiteError: nothing is there.
     """
-    keys = store.keys(prefix)
-    if not keys:
-        raise JumpsuiteError(f"{store.where(prefix)} holds nothing; expected a release; name what jumpsuite release wrote")
-    for key in keys:
-        name = key.removeprefix(f"{prefix}/")
+    names = store.keys("")
+    if not names:
+        raise JumpsuiteError(f"{store.address} holds nothing; expected a release; name what jumpsuite release wrote")
+    for name in names:
         if ".." in name.split("/"):
-            raise JumpsuiteError(f"{store.where(key)} leads out of the release; expected files below it; do not trust this release")
-        store.get_file(key, folder / name)
-
-
-def _lines(sums: str) -> Iterator[tuple[str, str]]:
-    """(name, SHA-256) of each line."""
-    for line in sums.splitlines():
-        sha256, _, name = line.partition("  ")
-        yield name, sha256
-
-
-def _listed(store: Store, key: str) -> dict[str, str]:
-    return dict(_lines(store.get(key).decode(errors="replace")))
+            raise JumpsuiteError(f"{store.where(name)} leads out of the release; expected files below it; do not trust this release")
+        store.get_file(name, folder / name)
 
 
 def scorecard_paths(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from obstore.store import LocalStore
 
 from core.errors import ConfigError, JumpsuiteError
-from storage import lease
+from storage import lease, release
 from storage.objects import Corrupt, Store
 
 RECORD = {"sites": ["L00.resid_post", "L01.mlp_out"], "step": 40, "loss": 0.125, "note": "θ is ε", "inner": {"none": None, "true": True}}
@@ -296,3 +296,26 @@ def test_a_lease_lasts_as_long_as_its_holder_lives(s3: S3Server, monkeypatch: py
             threading.Event().wait(1)
             with pytest.raises(JumpsuiteError, match="taken"), lease.lease(objects, "locks/name", lambda: JumpsuiteError("taken")):
                 pass
+
+
+@pytest.mark.parametrize("place", ["s3://bucket", "s3://bucket/", "s3://bucket/a/release"])
+def test_a_release_in_a_bucket_is_the_folder_it_was_made_in_and_nothing_older(s3: S3Server, tmp_path: Path, place: str) -> None:
+    made, fetched, sent = tmp_path / "made", tmp_path / "fetched", []
+    with release.staged(made) as stage:
+        release.write_file(stage, "README.md", b"words")
+        release.write_file(stage, "saelens/L00/weights", b"numbers")
+    store = Store(place)
+    store.put("scorecards/old.json", b"of the release before")
+    release.publish(made, store)
+    release.fetch(Store(place), fetched)
+    assert {str(path.relative_to(fetched)) for path in fetched.rglob("*") if path.is_file()} == {"README.md", "SHA256SUMS", "saelens/L00/weights"}
+    assert release.check_sums(fetched) == []
+    store.put_file = lambda name, path: sent.append(name)  # type: ignore[method-assign]
+    release.publish(made, store)
+    assert sent == ["SHA256SUMS"]
+    assert not (Path.cwd() / "s3:").exists()
+
+
+def test_a_bucket_without_a_release_is_said_in_a_sentence(s3: S3Server, tmp_path: Path) -> None:
+    with pytest.raises(JumpsuiteError, match=r"^s3://bucket/none holds nothing; expected a release; name what jumpsuite release wrote"):
+        release.fetch(Store("s3://bucket/none/"), tmp_path / "fetched")
