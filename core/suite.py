@@ -319,7 +319,7 @@ class Suite(Section):
         return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
 
-FORMATS = {"harvest": 2, "dictionary": 3, "scorecard": 1}
+FORMATS = {"harvest": 3, "dictionary": 3, "scorecard": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "paces", "prefect"}

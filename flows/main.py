@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
     on_suite("plan", plan, "Say what would be done: dictionaries, tokens, bytes, FLOPs, hours. Changes nothing.")
     on_suite("run", run, "Do everything of a suite that is missing. Safe to repeat: retrying is running again.")
+    on_suite("harvest", harvest, "Make the activations of a suite alone. Start it once on every GPU or machine: the runs share the work.")
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
     on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
@@ -125,6 +126,21 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"Done in {minutes:.1f} minutes. A release needs every site.")
         _next(f"jumpsuite run {_again(options, only='*')}")
+    return DONE
+
+
+def harvest(options: argparse.Namespace) -> int:
+    suite = _suite(options)
+    _settle_prefect(options)
+    from flows.harvest import harvest_flow
+    from storage.catalogue import Catalogue
+
+    state = harvest_flow(suite, options.store, options.only, return_state=True)
+    if not state.is_completed():
+        return _failed(state, f"jumpsuite harvest {_again(options)}    (does only what is missing)")
+    catalogue = Catalogue(suite, options.store, options.only)
+    print(f"Harvested {len(catalogue.sites)} sites of {suite.model.source}: {_short(catalogue.store.where(catalogue.harvest.prefix))}")
+    _next(f"jumpsuite run {_again(options)}")
     return DONE
 
 

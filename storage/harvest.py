@@ -3,24 +3,27 @@
     harvests/KEY/{train,held_out}/tokens                 sequences x context, int32
                                   rows                   rows x 2, int32: sequence, position; -1 where a block has no more rows
                                   activations/SITE       rows x D, bfloat16 or float32, one shard a block
-                                  statistics/SITE/norms  rows, float32; sum: blocks x D and square: blocks, float64
+                                  statistics/SITE/norms  rows, float32
+                                  statistics/SITE/sums   blocks x (D + 1), float64: of the rows, and of their squared norms
                  commits/...                             a record for each block: which sites of it are there
 
-Blocks are padded to one number of rows, so that a block is a shard; its rows are in the same shuffled order at every site.
-A block exists when its commit does. Chunks carry CRC32C, which is verified on read.
+Every array has one object a block, which is padded to one number of rows; its rows are in the same shuffled order at every site.
+A block exists when its commit does. Chunks carry CRC32C, which is verified on read. zarr-python lays the arrays out; their objects are
+written and read here (`storage/shards.py`), at the speed of the place where they lie.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import zarr
 from torch import Tensor
-from zarr.codecs import Crc32cCodec
 
 from core.errors import JumpsuiteError
 from core.order import Rows, block_permutation
@@ -29,19 +32,21 @@ from core.rows import bits_of, move, sums
 from core.site import Site
 from core.statistics import Moments
 from core.suite import CHUNKS_PER_BLOCK, Suite
-from storage import bfloat16, shards
+from storage import shards
+from storage.layout import PARTS, Layout
 from storage.objects import Corrupt, Store
 
-bfloat16.register()
+log = logging.getLogger(__name__)
 
-DTYPES: dict[str, Any] = {"bfloat16": bfloat16.DTYPE, "float32": np.dtype("float32")}
 BITS: dict[str, Any] = {"bfloat16": np.dtype("uint16"), "float32": np.dtype("float32")}
 """How rows are moved: NumPy's own types, so bfloat16 as its bits."""
-PARTS = ("train", "held_out")
+
+AT_ONCE = 8
+"""Objects written or read beside each other."""
 
 
 class Harvest:
-    """One harvest of a store; `begin` makes it.
+    """One harvest of a store; `lay_out` makes it.
 
     Args:
         key: of the configuration that made it (`Suite.harvest_key`).
@@ -61,30 +66,59 @@ class Harvest:
         """What the tokens are: model, text, fingerprint, special tokens; None until they are all written."""
         return self.store.get_record(f"{self.prefix}/commits/tokens.json")
 
-    def part(self, name: str) -> "Part":
-        return Part(self, name)
+    def turn(self) -> AbstractContextManager[None]:
+        """The right to lay out the harvest and to write its tokens, after whoever has it."""
+        owns = ["**/zarr.json", "commits/*.json", "*/tokens/**/*", "*/rows/**/*"]
+        return self.store.turn(f"{self.prefix}/tokens", [f"{self.prefix}/{pattern}" for pattern in owns])
 
-    def begin(self, suite: Suite) -> None:
-        """Lay out the group and its tokens, empty."""
-        group = zarr.create_group(self.store.zarr(self.prefix), overwrite=True)
-        harvest, context = suite.harvest, suite.text.context
-        block_rows = harvest.block_sequences * (context - 1)
-        for name, sequences in zip(PARTS, (suite.text.num_sequences, suite.text.num_held_out_sequences), strict=True):
-            blocks = -(-sequences // harvest.block_sequences)
-            part = group.create_group(name)
-            part.attrs.update({"block_sequences": harvest.block_sequences, "block_rows": block_rows, "blocks": blocks, "dtype": harvest.dtype})
-            _array(part, "tokens", (sequences, context), "int32", (harvest.block_sequences, context))
-            _array(part, "rows", (blocks * block_rows, 2), "int32", (block_rows, 2), fill=-1)
+    def part(self, name: str) -> "Part":
+        record = self.store.get_record(self._layout)
+        if record is None:
+            raise Corrupt(f"{self.store.where(self._layout)} is missing; expected the harvest's layout; run again, which writes it anew")
+        return Part(self, name, Layout.from_record(record["layout"]))
+
+    def lay_out(self, suite: Suite, widths: dict[Site, int]) -> None:
+        """Leave arrays for tokens and for these sites, beside those that are there. To be called in `turn`.
+
+        Metadata that was lost or changed is written anew; nothing in the store is read from it.
+        """
+        record = self.store.get_record(self._layout) or {"layout": {"widths": {}}, "metadata": {}}
+        there = {Site.parse(name): width for name, width in record["layout"]["widths"].items()}
+        layout = Layout.of(suite, there | widths)
+        metadata = layout.metadata(self.description or {})
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            put = dict(zip(metadata, pool.map(partial(self._put_metadata, record["metadata"]), metadata.items()), strict=True))
+        now = {"layout": layout.record(), "metadata": put}
+        if now != record:
+            self.store.put_record(self._layout, now)
+
+    def _put_metadata(self, put_before: dict[str, str], file: tuple[str, bytes]) -> str:
+        """Leave a metadata file as it must be; gives its SHA-256."""
+        path, data = file
+        key, expected = f"{self.prefix}/{path}", hashlib.sha256(data).hexdigest()
+        try:
+            found = hashlib.sha256(self.store.get(key)).hexdigest()
+        except FileNotFoundError:
+            found = None
+        if found != expected:
+            if found != put_before.get(path):
+                what = "was changed since it was written" if found else "is missing"
+                log.warning("%s %s; it is written anew", self.store.where(key), what)
+            self.store.put(key, data)
+        return expected
+
+    @property
+    def _layout(self) -> str:
+        return f"{self.prefix}/commits/layout.json"
 
     def commit_tokens(self, description: dict[str, Any]) -> None:
         """Say that every token is written. From now on the rows of every block are known."""
         digest = hashlib.sha256()
         for name in PARTS:
-            for block in range(self.part(name).num_blocks):
-                digest.update(self.part(name).tokens(block).tobytes())
-        full = description | {"token_fingerprint": digest.hexdigest()}
-        zarr.open_group(self.store.zarr(self.prefix), mode="r+").attrs.update(full)
-        self.store.put_record(f"{self.prefix}/commits/tokens.json", full)
+            part = self.part(name)
+            for block in part.blocks:
+                digest.update(part.tokens(block).tobytes())
+        self.store.put_record(f"{self.prefix}/commits/tokens.json", description | {"token_fingerprint": digest.hexdigest()})
         self.__dict__.pop("description", None)
 
     def losses(self, name: str) -> list[float] | None:
@@ -99,17 +133,15 @@ class Harvest:
 class Part:
     """The training or the held-out part of a harvest."""
 
-    def __init__(self, harvest: Harvest, name: str) -> None:
+    def __init__(self, harvest: Harvest, name: str, layout: Layout) -> None:
         self.harvest = harvest
         self.name = name
-        self._group = zarr.open_group(harvest.store.zarr(f"{harvest.prefix}/{name}"), mode="r+")
-        attributes: dict[str, Any] = dict(self._group.attrs)
-        self.num_blocks = int(attributes["blocks"])
-        self.block_rows = int(attributes["block_rows"])
-        self.block_sequences = int(attributes["block_sequences"])
-        self.dtype = str(attributes["dtype"])
-        self.chunk_rows = self.block_rows // CHUNKS_PER_BLOCK
-        self._arrays: dict[str, Any] = {}
+        self.num_blocks = layout.num_blocks(name)
+        self.block_rows = layout.block_rows
+        self.block_sequences = layout.block_sequences
+        self.dtype = layout.dtype
+        self.chunk_rows = layout.chunk_rows
+        self._arrays = layout.arrays(name)
         self._indices: dict[tuple[Site, int], npt.NDArray[Any]] = {}
 
     # Tokens and rows
@@ -117,42 +149,39 @@ class Part:
     def write_tokens(self, block: int, tokens: Tokens, special: SpecialTokens, shuffle_seed: int) -> None:
         """Write a block's tokens, sequences x context, and with them which rows it will have, in which order."""
         first = block * self.block_sequences
-        self._array("tokens")[first : first + len(tokens)] = tokens
+        padded = np.zeros((self.block_sequences, tokens.shape[1]), dtype="<i4")
+        padded[: len(tokens)] = tokens
+        self._put("tokens", block, padded)
         sequence, position = np.nonzero(is_text(tokens, special))
-        rows = np.full((self.block_rows, 2), -1, dtype=np.int32)
+        rows = np.full((self.block_rows, 2), -1, dtype="<i4")
         order = block_permutation(shuffle_seed, block, len(sequence))
         rows[: len(sequence)] = np.stack([first + sequence[order], position[order]], axis=1)
-        self._array("rows")[block * self.block_rows : (block + 1) * self.block_rows] = rows
+        self._put("rows", block, rows)
 
     def tokens(self, block: int) -> Tokens:
         """The tokens of a block, sequences x context."""
-        return self._read("tokens", slice(block * self.block_sequences, (block + 1) * self.block_sequences))
+        first, num_sequences = block * self.block_sequences, self._arrays["tokens"].shape[0]
+        return self._get("tokens", [block])[: num_sequences - first]
 
     def first_tokens(self, num_sequences: int) -> Tokens:
-        return self._read("tokens", slice(0, num_sequences))
+        blocks = range(-(-num_sequences // self.block_sequences))
+        return self._get("tokens", blocks)[:num_sequences]
 
     def rows(self, block: int) -> npt.NDArray[np.int32]:
         """(sequence, position) of each row of a block, padding left out; sequences are counted from the part's beginning."""
-        rows = self._read("rows", slice(block * self.block_rows, (block + 1) * self.block_rows))
+        rows = self._get("rows", [block])
         return rows[rows[:, 0] >= 0]
 
     @cached_property
     def valid(self) -> npt.NDArray[np.bool_]:
         """Which rows hold activations, not padding."""
-        return self._read("rows", slice(None))[:, 0] >= 0
+        return self._get("rows", self.blocks)[:, 0] >= 0
+
+    @property
+    def blocks(self) -> range:
+        return range(self.num_blocks)
 
     # Activations
-
-    def add_sites(self, widths: dict[Site, int]) -> None:
-        """Lay out the arrays of sites that are not there yet."""
-        for site, width in widths.items():
-            rows, block_rows = self.num_blocks * self.block_rows, self.block_rows
-            statistics = f"statistics/{site}"
-            _array(self._group, f"{statistics}/norms", (rows,), "float32", (block_rows,))
-            _array(self._group, f"{statistics}/sum", (self.num_blocks, width), "float64", (1, width))
-            _array(self._group, f"{statistics}/square", (self.num_blocks,), "float64", (1,))
-            shape, chunk = (rows, width), (self.chunk_rows, width)
-            _array(self._group, f"activations/{site}", shape, DTYPES[self.dtype], chunk, shard=(block_rows, width))
 
     def harvested(self, block: int) -> set[Site]:
         """The sites whose activations of a block are committed."""
@@ -161,7 +190,16 @@ class Part:
 
     def missing(self, sites: Sequence[Site]) -> list[int]:
         """Blocks that lack one of the sites."""
-        return [block for block in range(self.num_blocks) if not set(sites) <= self.harvested(block)]
+        return [block for block in self.blocks if self.lacks(block, sites)]
+
+    def lacks(self, block: int, sites: Sequence[Site]) -> bool:
+        return not set(sites) <= self.harvested(block)
+
+    def claim(self, block: int, watch: bool) -> AbstractContextManager[None]:
+        """The right to write a block, which any number of processes may ask for. As `Store.lock`; raises Taken when entered."""
+        prefix = f"{self.harvest.prefix}/{self.name}"
+        owns = [f"{prefix}/activations/*/c/{block}/*", f"{prefix}/statistics/*/*/c/{block}*", f"{prefix}/statistics/*/*/c/{block}/*"]
+        return self.harvest.store.lock(f"{prefix}/{block}", [*owns, self._commit(block)], watch)
 
     def write_block(self, block: int, activations: dict[Site, Tensor]) -> None:
         """Write and commit a block.
@@ -173,21 +211,24 @@ class Part:
         Raises:
             JumpsuiteError: an activation is not finite.
         """
-        for site, x_BD in activations.items():
-            x = bits_of(self._padded(x_BD))
-            total, norms = np.empty(x.shape[1]), np.empty(len(x), np.float32)
-            square = sums(x, total, norms)
-            if not np.isfinite(square):
-                raise JumpsuiteError(
-                    f"{site} has activations in block {block} of {self.name} that are not finite; expected numbers; "
-                    "set model.dtype to float32 or leave the site out"
-                )
-            begin, statistics = block * self.block_rows, f"statistics/{site}"
-            self._array(f"{statistics}/sum")[block] = total
-            self._array(f"{statistics}/square")[block] = square
-            self._array(f"{statistics}/norms")[begin : begin + self.block_rows] = norms
-            self.harvest.store.put_pieces(self._shard(site, block), shards.encode(x, self.chunk_rows))
+        # Sites beside each other: in a bucket most of the time is waiting, and on a disk the sums of one go on while another is written.
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for _ in pool.map(partial(self._write_site, block), activations, activations.values()):
+                pass
         self._commit_sites(block, self.harvested(block) | set(activations))
+
+    def _write_site(self, block: int, site: Site, x_BD: Tensor) -> None:
+        x = bits_of(self._padded(x_BD))
+        total, norms = np.empty(x.shape[1] + 1), np.empty(len(x), np.float32)
+        total[-1] = sums(x, total[:-1], norms)
+        if not np.isfinite(total[-1]):
+            raise JumpsuiteError(
+                f"{site} has activations in block {block} of {self.name} that are not finite; expected numbers; "
+                "set model.dtype to float32 or leave the site out"
+            )
+        self._put(f"statistics/{site}/sums", block, total)
+        self._put(f"statistics/{site}/norms", block, norms)
+        self.harvest.store.put_pieces(self._object(f"activations/{site}", block), shards.encode(x, self.chunk_rows))
 
     def _padded(self, x_BD: Tensor) -> Tensor:
         """Of the stored type, with zeros up to a whole shard."""
@@ -200,13 +241,13 @@ class Part:
 
     def norms(self, site: Site) -> npt.NDArray[np.float32]:
         """The Euclidean norm of each row, zero for padding."""
-        return self._read(f"statistics/{site}/norms", slice(None))
+        return self._get(f"statistics/{site}/norms", self.blocks)
 
     def moments(self, site: Site) -> Moments:
         """Sums over all rows, merged in block order."""
-        totals, squares = self._read(f"statistics/{site}/sum", slice(None)), self._read(f"statistics/{site}/square", slice(None))
+        sums = self._get(f"statistics/{site}/sums", self.blocks)
         counts = self.valid.reshape(self.num_blocks, self.block_rows).sum(1)
-        blocks = [Moments(int(n), total, float(square)) for n, total, square in zip(counts, totals, squares, strict=True)]
+        blocks = [Moments(int(n), row[:-1], float(row[-1])) for n, row in zip(counts, sums, strict=True)]
         return sum(blocks[1:], start=blocks[0])
 
     def read(self, site: Site, chunks: Sequence[int], rows: Rows) -> Tensor:
@@ -218,7 +259,7 @@ class Part:
         chunk_E, row_E = np.divmod(rows, self.chunk_rows)
         asked_for = np.argsort(chunk_E, kind="stable")
         ends = np.searchsorted(chunk_E[asked_for], np.array([chunks, np.add(chunks, 1)]))
-        x = torch.empty(len(rows), self._array(f"activations/{site}").shape[1], dtype=getattr(torch, self.dtype))
+        x = torch.empty(len(rows), self._arrays[f"activations/{site}"].shape[1], dtype=getattr(torch, self.dtype))
         for chunk, first, end in zip(chunks, *ends, strict=True):
             here = asked_for[first:end]
             move(self._chunk(site, chunk), row_E[here], bits_of(x), here)
@@ -234,47 +275,49 @@ class Part:
     def _chunk(self, site: Site, chunk: int) -> npt.NDArray[Any]:
         """The rows of a chunk, read-only: float32, or a bfloat16's bits."""
         block, number = divmod(chunk, CHUNKS_PER_BLOCK)
-        key, name, begin = self._shard(site, block), f"activations/{site}", chunk * self.chunk_rows
+        key, name, begin = self._object(f"activations/{site}", block), f"activations/{site}", chunk * self.chunk_rows
         try:
             if (site, block) not in self._indices:
                 tail = self.harvest.store.get_end(key, shards.index_size(CHUNKS_PER_BLOCK))
                 self._indices[site, block] = shards.read_index(tail, CHUNKS_PER_BLOCK)
             place, length = map(int, self._indices[site, block][number])
-            shape = (self.chunk_rows, self._array(name).shape[1])
+            shape = (self.chunk_rows, self._arrays[name].shape[1])
             return shards.decode(self.harvest.store.get_range(key, place, length), BITS[self.dtype], shape)
         except FileNotFoundError:
-            raise self._damage(name, f"{name}/c/{block}/0 is missing", [block]) from None
+            raise self._damage(name, f"{name}/{self._arrays[name].path(block)} is missing", [block]) from None
         except ValueError as error:
             raise self._damage(name, f"{name} is damaged in rows {begin:,} to {begin + self.chunk_rows:,} ({error})", [block]) from None
 
-    def _shard(self, site: Site, block: int) -> str:
-        return f"{self.harvest.prefix}/{self.name}/activations/{site}/c/{block}/0"
+    def _object(self, name: str, block: int) -> str:
+        """The key of the object that an array has for a block."""
+        return f"{self.harvest.prefix}/{self.name}/{name}/{self._arrays[name].path(block)}"
 
     def _commit(self, block: int) -> str:
         return f"{self.harvest.prefix}/commits/{self.name}/{block:06d}.json"
 
-    def _array(self, name: str) -> Any:
-        if name not in self._arrays:
-            # zarr leaves out objects that hold the fill value alone; here an object that is absent was lost.
-            self._arrays[name] = self._group[name].with_config({"write_empty_chunks": True})
-        return self._arrays[name]
+    def _put(self, name: str, block: int, values: npt.NDArray[Any]) -> None:
+        """Write what an array has for a block."""
+        self.harvest.store.put_pieces(self._object(name, block), shards.seal(values))
 
-    def _read(self, name: str, rows: slice) -> Any:
-        """Rows of an array that has one object a block."""
-        array = self._array(name)
-        begin, end, _ = rows.indices(array.shape[0])
-        of_block = array.chunks[0]
-        blocks = range(begin // of_block, -(-end // of_block))
-        # zarr reads an absent object as zeros, without a word.
-        for block in blocks:
-            lost = f"{name}/c/{block}" + "/0" * (array.ndim - 1)
-            if not self.harvest.store.has(f"{self.harvest.prefix}/{self.name}/{lost}"):
-                raise self._damage(name, f"{lost} is missing", [block])
+    def _get(self, name: str, blocks: Sequence[int]) -> Any:
+        """What an array has for some blocks, one after another."""
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(partial(self._try, name), blocks))
+        damaged = [block for block, piece in zip(blocks, found, strict=True) if isinstance(piece, str)]
+        if damaged:
+            raise self._damage(name, next(piece for piece in found if isinstance(piece, str)), damaged)
+        return np.concatenate(found)
+
+    def _try(self, name: str, block: int) -> npt.NDArray[Any] | str:
+        """What an array has for a block, or what is wrong with it."""
+        array = self._arrays[name]
         try:
-            return array[rows]
+            return shards.decode(self.harvest.store.get(self._object(name, block)), array.dtype, array.of_block)
+        except FileNotFoundError:
+            return f"{name}/{array.path(block)} is missing"
         except ValueError as error:
-            damaged = [block for block in blocks if not _readable(array, slice(block * of_block, (block + 1) * of_block))]
-            raise self._damage(name, f"{name} is damaged in rows {begin:,} to {end:,} ({error})", damaged) from None
+            begin = block * array.of_block[0]
+            return f"{name} is damaged in rows {begin:,} to {begin + array.of_block[0]:,} ({error})"
 
     def _damage(self, name: str, what: str, blocks: list[int]) -> Corrupt:
         """The error of blocks that are not what was written. Activations and their sums follow from the tokens, so those blocks are struck from
@@ -290,21 +333,6 @@ class Part:
 
     def _commit_sites(self, block: int, sites: set[Site]) -> None:
         self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
-
-
-def _readable(array: Any, rows: slice) -> bool:
-    try:
-        array[rows]
-    except ValueError:
-        return False
-    return True
-
-
-def _array(group: zarr.Group, name: str, shape: Any, dtype: Any, chunk: Any, shard: Any = None, fill: int = 0) -> None:
-    """Lay out an array, unless it is there: a run may have been killed between any two."""
-    if name in group:
-        return
-    group.create_array(name, shape=shape, dtype=dtype, chunks=chunk, shards=shard, fill_value=fill, compressors=[Crc32cCodec()])
 
 
 def _to_torch(x: npt.NDArray[Any]) -> Tensor:

@@ -28,14 +28,17 @@ SETTLE = 0.5
 
 
 @contextmanager
-def lease(objects: Any, name: str, taken: Callable[[], Exception]) -> Iterator[None]:
+def lease(objects: Any, name: str, taken: Callable[[], Exception], watch: bool = True) -> Iterator[None]:
     """Hold `name` while the block runs.
+
+    Args:
+        watch: find out whether a holder lives, which takes SILENCE seconds if not; without, whoever holds it is taken to live.
 
     Raises:
         What `taken` gives, if somebody else who lives holds it.
     """
     me = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "process": os.getpid()}
-    _take(objects, name, me, taken)
+    _take(objects, name, me, taken, watch)
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(objects, name, me, ended), daemon=True, name=f"lease {name}")
     heart.start()
@@ -48,8 +51,10 @@ def lease(objects: Any, name: str, taken: Callable[[], Exception]) -> Iterator[N
             objects.delete(name)
 
 
-def _take(objects: Any, name: str, me: dict[str, Any], taken: Callable[[], Exception]) -> None:
+def _take(objects: Any, name: str, me: dict[str, Any], taken: Callable[[], Exception], watch: bool) -> None:
     there = _read(objects, name)
+    if there is not None and not watch:
+        raise taken()
     if there is not None:
         log.info("%s is held by %s; watching for up to %.0f s whether it lives", name, _holder(there), SILENCE)
         silent_since = time.monotonic()

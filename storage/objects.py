@@ -5,18 +5,24 @@ Every object is put whole, and every record carries a checksum that is verified 
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import obstore
 import obstore.exceptions
-import zarr.storage
 
 from core.errors import JumpsuiteError
 from core.key import canonical
-from storage.places import FAULTS, cause_of, place_of
+from storage.places import FAULTS, Taken, cause_of, place_of
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+"""Between two looks at what another process has."""
 
 
 class Corrupt(JumpsuiteError):
@@ -184,17 +190,35 @@ class Store:
             raise Corrupt(f"{self.where(key)} was changed since it was written; expected its checksum to match; delete it and run again")
         return dict(record)
 
-    def lock(self, prefix: str) -> AbstractContextManager[None]:
-        """Work under a prefix alone; whatever becomes of the process that holds it, the lock is lifted.
+    def lock(self, name: str, owns: Sequence[str] | None = None, watch: bool = True) -> AbstractContextManager[None]:
+        """Work under a name alone; whatever becomes of the process that holds it, the lock is lifted.
+
+        Args:
+            owns: globs of the keys that are written under this name only, which are swept of what a killed holder left half written;
+                by default all that begin with the name.
+            watch: find out whether a holder lives, if that takes time; without, it is taken to live.
 
         Raises (when entered):
-            JumpsuiteError: another process works there.
+            Taken: another process works there.
         """
-        return self._place.lock(prefix)
+        return self._place.lock(name, [f"{name}/**/*"] if owns is None else owns, watch)
 
-    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
-        """The same objects, under a prefix, as zarr-python takes them."""
-        return self._place.zarr(prefix)
+    @contextmanager
+    def turn(self, name: str, owns: Sequence[str] | None = None) -> Iterator[None]:
+        """`lock`, but after whoever holds it, however long that takes."""
+        waits = False
+        while True:
+            with ExitStack() as held:
+                try:
+                    held.enter_context(self.lock(name, owns))
+                except Taken as taken:
+                    if not waits:
+                        log.info("Waiting: %s", str(taken).partition(";")[0])
+                    waits = True
+                    time.sleep(LOOK_SECONDS)
+                    continue
+                yield
+                return
 
     def where(self, key: str) -> str:
         """Where an object lies, for messages."""

@@ -7,17 +7,16 @@ A bucket's credentials, region and endpoint come from the environment (`AWS_ACCE
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 import obstore.exceptions
 import obstore.store
-import zarr.storage
 
 from core.errors import ConfigError, JumpsuiteError
 from core.key import key_of
@@ -62,9 +61,8 @@ class Place(Protocol):
     def files(self) -> Path:
         """A folder of this machine: for the unpacked model and others that libraries read as files."""
 
-    def zarr(self, prefix: str) -> zarr.storage.StoreLike: ...
-
-    def lock(self, prefix: str) -> AbstractContextManager[None]: ...
+    def lock(self, name: str, owns: Sequence[str], watch: bool) -> AbstractContextManager[None]:
+        """As `Store.lock`."""
 
 
 def place_of(root: str | Path) -> Place:
@@ -106,24 +104,26 @@ class Folder:
     def files(self) -> Path:
         return self.root
 
-    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
-        (self.root / prefix).mkdir(parents=True, exist_ok=True)
-        return zarr.storage.ObjectStore(obstore.store.LocalStore(str(self.root / prefix)))
-
     @contextmanager
-    def lock(self, prefix: str) -> Iterator[None]:
+    def lock(self, name: str, owns: Sequence[str], watch: bool) -> Iterator[None]:  # noqa: ARG002 - the system knows at once who lives
         """The system lifts the lock when its process ends, however it ends. What a killed process was writing is swept away: obstore
         writes `NAME#1` beside, then renames."""
-        path = self.root / "locks" / prefix.replace("/", "-")
+        path = self.root / "locks" / name.replace("/", "-")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise worked_on(self.where(prefix)) from None
-            for left in (self.root / prefix).rglob("*#[0-9]*"):
-                left.unlink()
-            yield
+                raise Taken(self.where(name)) from None
+            if not _is_open(path, file):
+                raise Taken(self.where(name))  # its holder let go of it a moment ago, and with it of the file that we locked
+            try:
+                for pattern in owns:
+                    for left in self.root.glob(f"{pattern}#[0-9]*"):
+                        left.unlink()
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
 
 class Bucket:
@@ -138,9 +138,9 @@ class Bucket:
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ConfigError(f"--store is {self.address!r} with more in it; {expected}; put credentials and options into the environment alone")
 
-    def _open(self, prefix: str = "", retries: dict[str, Any] = RETRIES) -> Any:
+    def _open(self, retries: dict[str, Any] = RETRIES) -> Any:
         try:
-            return obstore.store.from_url(f"{self.address}/{prefix}".rstrip("/"), retry_config=retries)
+            return obstore.store.from_url(self.address, retry_config=retries)
         except FAULTS as error:
             raise self._unreachable(error) from None
 
@@ -173,26 +173,25 @@ class Bucket:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         return cache / "jumpsuite" / key_of(self.address)
 
-    def zarr(self, prefix: str) -> zarr.storage.StoreLike:
-        return _BucketStore(self._open(prefix))
-
     @contextmanager
-    def lock(self, prefix: str) -> Iterator[None]:
-        with lease(self.objects, f"locks/{prefix.replace('/', '-')}.json", lambda: worked_on(self.where(prefix))):
+    def lock(self, name: str, owns: Sequence[str], watch: bool) -> Iterator[None]:  # noqa: ARG002 - a bucket has no half-written object
+        with lease(self.objects, f"locks/{name.replace('/', '-')}.json", lambda: Taken(self.where(name)), watch):
             yield
 
 
-class _BucketStore(zarr.storage.ObjectStore[Any]):  # type: ignore[misc]
-    """zarr-python's, but looking before it creates: to lay out an array it creates the groups above it anew where there are none, and a
-    server that ignores the condition, as rclone's does, would lose their attributes."""
+class Taken(JumpsuiteError):
+    """Another process works there."""
 
-    async def set_if_not_exists(self, key: str, value: Any) -> None:
-        if not await self.exists(key):
-            await super().set_if_not_exists(key, value)
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} is being worked on by another run; expected one at a time; wait for it to end")
 
 
-def worked_on(where: str) -> JumpsuiteError:
-    return JumpsuiteError(f"{where} is being worked on by another run; expected one at a time; wait for it to end")
+def _is_open(path: Path, file: IO[Any]) -> bool:
+    """Whether a file is still the one of that name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def cause_of(error: Exception) -> str:

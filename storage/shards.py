@@ -26,7 +26,13 @@ def encode(rows: Array, chunk_rows: int) -> list[Any]:
     chunks = [rows[first : first + chunk_rows].reshape(-1).view(np.uint8) for first in range(0, len(rows), chunk_rows)]
     length = chunks[0].nbytes + CHECKSUM
     places = np.array([(number * length, length) for number in range(len(chunks))], dtype="<u8").tobytes()
-    return [piece for part in (*chunks, places) for piece in (part, _checksum(part))]
+    return [piece for part in (*chunks, np.frombuffer(places, np.uint8)) for piece in seal(part)]
+
+
+def seal(values: Array) -> list[Any]:
+    """The pieces of an object that is one chunk: contiguous values, and their CRC32C."""
+    body = values.reshape(-1).view(np.uint8)
+    return [body, _checksum(body)]
 
 
 def index_size(num_chunks: int) -> int:
@@ -44,8 +50,8 @@ def read_index(data: Any, num_chunks: int) -> Array:
     return _checked(data, "index").view("<u8").reshape(num_chunks, 2)
 
 
-def decode(data: Any, dtype: Any, shape: tuple[int, int]) -> Array:
-    """The rows of one chunk, in the memory that it came in, which may be read-only.
+def decode(data: Any, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """The values of one chunk, in the memory that it came in, which may be read-only.
 
     Raises:
         ValueError: these are not the bytes that were written.

@@ -1,7 +1,10 @@
 """Harvest: the activations of every site, block by block, each block from one pass over its sequences."""
 
 import logging
+import time
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 
 import torch
 from prefect import task
@@ -12,7 +15,10 @@ from core.anatomy import Anatomy, device_of
 from core.rows import bits_of, move
 from core.site import Site
 from storage.catalogue import Catalogue
-from storage.harvest import PARTS, Part
+from storage.harvest import Part
+from storage.layout import PARTS
+from storage.objects import LOOK_SECONDS
+from storage.places import Taken
 from tasks.progress import Progress
 from tasks.resources import loaded_anatomy, warn_of_slow_bfloat16
 
@@ -21,29 +27,63 @@ log = logging.getLogger(__name__)
 
 @task(task_run_name="harvest {catalogue.suite.name}", cache_policy=NO_CACHE)
 def harvest_blocks(catalogue: Catalogue) -> None:
-    """Leave every block of the suite's sites in the harvest; blocks that are there are not made again."""
+    """Leave every block of the suite's sites in the harvest; blocks that are there are not made again.
+
+    Any number of processes may do so at once: each claims block after block, and ends when all are there.
+    """
     sites = list(catalogue.sites)
-    parts = [catalogue.harvest.part(name) for name in PARTS]
-    work = [(part, block) for part in parts for block in part.missing(sites)]
-    if not work:
+    missing = [(part, block) for part in map(catalogue.harvest.part, PARTS) for block in part.missing(sites)]
+    if not missing:
         return
     warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
     anatomy = loaded_anatomy(catalogue)
     widths = {site: catalogue.shape.width_of(site) for site in sites}
-    for part in parts:
-        part.add_sites(widths)
-    total = sum(part.tokens(block).size for part, block in work)
+    total = sum(part.tokens(block).size for part, block in missing)
     # A block is written while the model runs over the next one, so two are in memory.
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer, Progress(f"harvest {len(sites)} sites", total, "tokens") as progress:
+    with (
+        Progress(f"harvest {len(sites)} sites", total, "tokens") as progress,
+        closing(_claimed(missing, sites, progress)) as claimed,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+    ):
         writing: Future[None] | None = None
-        for part, block in work:
-            missing = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
-            activations = _activations(anatomy, part, block, missing, catalogue.suite.harvest.batch_sequences, progress)
+        for part, block, claim in claimed:
+            lacking = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
+            activations = _activations(anatomy, part, block, lacking, catalogue.suite.harvest.batch_sequences, progress)
             if writing:
                 writing.result()
-            writing = writer.submit(part.write_block, block, activations)
-        assert writing
-        writing.result()
+            writing = writer.submit(_write, part, block, activations, claim)
+        if writing:
+            writing.result()
+
+
+def _claimed(missing: list[tuple[Part, int]], sites: list[Site], progress: Progress) -> Generator[tuple[Part, int, ExitStack], None, None]:
+    """Each block that lacks a site, when it is ours to write, until none lacks any; its claim is to be closed once it is written."""
+    watch = False
+    with ExitStack() as ours:
+        while missing:
+            taken = []
+            for part, block in missing:
+                claim = ours.enter_context(ExitStack())
+                try:
+                    claim.enter_context(part.claim(block, watch))
+                except Taken:
+                    taken.append((part, block))
+                    continue
+                if part.lacks(block, sites):
+                    yield part, block, claim
+                else:
+                    progress.advance(part.tokens(block).size)
+                    claim.close()
+            # What others have claimed they may finish, or die of.
+            watch = len(taken) == len(missing)
+            if watch:
+                time.sleep(LOOK_SECONDS)
+            missing = taken
+
+
+def _write(part: Part, block: int, activations: dict[Site, Tensor], claim: ExitStack) -> None:
+    with claim:
+        part.write_block(block, activations)
 
 
 def _move(x_XD: Tensor, source: Tensor, gathered_BD: Tensor, target: Tensor) -> None:

@@ -13,7 +13,8 @@ from core.packing import Packer, SpecialTokens, Tokens, is_held_out
 from core.suite import Text
 from storage import texts
 from storage.catalogue import Catalogue
-from storage.harvest import PARTS, Harvest
+from storage.harvest import Harvest
+from storage.layout import PARTS
 from storage.models import special_tokens
 from tasks.progress import Progress
 
@@ -24,14 +25,20 @@ DOCUMENTS_AT_ONCE = 256
 
 @task(task_run_name="tokenise {catalogue.suite.text.source}", cache_policy=NO_CACHE)
 def tokenise(catalogue: Catalogue) -> None:
-    """Leave every token of the suite in the harvest; do nothing if they are there."""
+    """Leave every token of the suite in the harvest, and arrays for its sites; do nothing if they are there."""
+    harvest, widths = catalogue.harvest, {site: catalogue.shape.width_of(site) for site in catalogue.sites}
+    with harvest.turn():
+        if not harvest.has_tokens:
+            _make_tokens(catalogue)
+        harvest.lay_out(catalogue.suite, widths)
+
+
+def _make_tokens(catalogue: Catalogue) -> None:
     harvest, suite = catalogue.harvest, catalogue.suite
-    if harvest.has_tokens:
-        return
     log.info("Reading %s", suite.text.source)
     tokenizer = catalogue.source.load_tokenizer()
     special = special_tokens(tokenizer)
-    harvest.begin(suite)
+    harvest.lay_out(suite, {})
     _write(harvest, suite.text, suite.harvest.shuffle_seed, special, _tokenised(tokenizer, suite.text))
     harvest.commit_tokens(
         {

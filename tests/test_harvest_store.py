@@ -22,7 +22,8 @@ from core.packing import SpecialTokens, is_held_out
 from core.site import Site
 from core.suite import Suite
 from storage.catalogue import Catalogue
-from storage.harvest import PARTS, Harvest, Part
+from storage.harvest import Harvest, Part
+from storage.layout import PARTS
 from storage.objects import Corrupt, Store
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
@@ -42,15 +43,15 @@ def suite(tiny_suite: dict[str, Any]) -> Suite:
 def harvest(tmp_path: Path, suite: Suite) -> Harvest:
     """A harvest with tokens and with the arrays of two sites, still without activations."""
     harvest, chance = Harvest(Store(tmp_path), "key"), np.random.default_rng(0)
-    harvest.begin(suite)
+    harvest.lay_out(suite, WIDTHS)
     for name, sequences in SEQUENCES.items():
         part = harvest.part(name)
         for block in range(part.num_blocks):
             size = min(16, sequences - 16 * block)
             tokens = chance.integers(0, 10, (size, 8), dtype=np.int32)
             part.write_tokens(block, tokens, SPECIAL, shuffle_seed=5)
-        part.add_sites(WIDTHS)
     harvest.commit_tokens({"model": "a model"})
+    harvest.lay_out(suite, WIDTHS)
     return harvest
 
 
@@ -95,7 +96,7 @@ def test_every_array_is_plain_zarr_with_crc32c(harvest: Harvest) -> None:
     root = harvest.store.local(harvest.prefix)
     metadata = [json.loads(path.read_text()) for path in root.rglob("zarr.json")]
     arrays = [found for found in metadata if found["node_type"] == "array"]
-    assert len(arrays) == len(PARTS) * (2 + 4 * len(WIDTHS))
+    assert len(arrays) == len(PARTS) * (2 + 3 * len(WIDTHS))
     for array in arrays:
         assert array["zarr_format"] == 3
         assert "crc32c" in json.dumps(array["codecs"])
@@ -107,13 +108,12 @@ def test_every_array_is_plain_zarr_with_crc32c(harvest: Harvest) -> None:
 def test_a_harvest_may_be_float32(tmp_path: Path, suite: Suite) -> None:
     suite = suite.model_copy(update={"harvest": suite.harvest.model_copy(update={"dtype": "float32"})})
     harvest = Harvest(Store(tmp_path / "other"), "key")
-    harvest.begin(suite)
+    site = Site(1, "mlp_out")
+    harvest.lay_out(suite, {site: 4})
     part = harvest.part("train")
     tokens = np.full((16, 8), 9, dtype=np.int32)
     tokens[:, 0] = SPECIAL.begin
     part.write_tokens(0, tokens, SPECIAL, 0)
-    site = Site(1, "mlp_out")
-    part.add_sites({site: 4})
     x = torch.randn(16 * 7, 4)
     part.write_block(0, {site: x})
     assert torch.equal(part.read(site, list(range(16)), np.arange(len(x))), x)
@@ -182,7 +182,7 @@ def test_a_harvest_without_its_tokens_commit_has_no_tokens(harvest: Harvest) -> 
     assert not Harvest(harvest.store, harvest.key).has_tokens
 
 
-def test_a_site_that_is_added_later_leaves_the_others_alone(harvest: Harvest) -> None:
+def test_a_site_that_is_added_later_leaves_the_others_alone(harvest: Harvest, suite: Suite) -> None:
     first, second = WIDTHS
     part = harvest.part("train")
     for block in range(part.num_blocks):
@@ -193,7 +193,7 @@ def test_a_site_that_is_added_later_leaves_the_others_alone(harvest: Harvest) ->
     assert part.missing([first]) == []
     assert part.missing([first, second]) == [0, 1, 2]
     third = Site(2, "mlp_out")
-    part.add_sites(WIDTHS | {third: 3})
+    harvest.lay_out(suite, {third: 3})
     for block in range(part.num_blocks):
         part.write_block(block, _activations(part, block, [second]))
     assert part.missing([first, second]) == []
@@ -296,8 +296,7 @@ OBJECTS: dict[str, Callable[[Part], None]] = {
     "tokens/c/1/0": _spoil_tokens,
     "rows/c/1/0": _spoil_rows,
     "statistics/L00.attn_z/norms/c/1": _spoil_norms,
-    "statistics/L00.attn_z/sum/c/1/0": _spoil_moments,
-    "statistics/L00.attn_z/square/c/1": _spoil_moments,
+    "statistics/L00.attn_z/sums/c/1/0": _spoil_moments,
     "activations/L00.attn_z/c/1/0": lambda part: _all_rows(part, Site(0, "attn_z")) is None,
 }
 
@@ -456,3 +455,41 @@ def test_a_text_that_is_too_short_says_how_much_there_is(tiny_suite: dict[str, A
     ):
         tokenise.fn(catalogue)
     assert not Catalogue(suite, tmp_path).harvest.has_tokens
+
+
+# Metadata
+
+
+def test_metadata_that_is_lost_or_changed_misleads_nobody_and_is_written_anew(
+    harvest: Harvest, suite: Suite, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = _filled(harvest)
+    expected = {site: _all_rows(part, site) for site in WIDTHS}
+    files = sorted(harvest.store.local(harvest.prefix).rglob("zarr.json"))
+    before = {path: path.read_bytes() for path in files}
+    per_site = 4  # statistics of it, their two arrays, and its activations
+    assert len(files) == 1 + len(PARTS) * (1 + 2 + 2 + per_site * len(WIDTHS))
+    for number, path in enumerate(files):
+        if number % 3:
+            path.write_bytes(before[path].replace(b"t", b"T", 1))
+        else:
+            path.unlink()
+    damaged = harvest.part("train")
+    assert all(torch.equal(_all_rows(damaged, site), rows) for site, rows in expected.items())
+    harvest.lay_out(suite, WIDTHS)
+    assert {path: path.read_bytes() for path in files} == before
+    assert {record.getMessage().split()[0] for record in caplog.records} == {str(path) for path in files}
+    assert {record.getMessage().partition(" ")[2] for record in caplog.records} == {
+        "is missing; it is written anew",
+        "was changed since it was written; it is written anew",
+    }
+
+
+def test_a_lost_layout_is_said_and_the_next_run_writes_it_anew(harvest: Harvest, suite: Suite) -> None:
+    part = _filled(harvest)
+    expected = _all_rows(part, Site(0, "attn_z"))
+    harvest.store.delete(f"{harvest.prefix}/commits/layout.json")
+    with pytest.raises(Corrupt, match=r"commits/layout.json is missing; expected the harvest's layout; run again, which writes it anew"):
+        harvest.part("train")
+    harvest.lay_out(suite, WIDTHS)
+    assert torch.equal(_all_rows(harvest.part("train"), Site(0, "attn_z")), expected)

@@ -19,7 +19,7 @@ import torch
 from core.anatomy import Anatomy
 from core.suite_file import parse_suite
 from storage.catalogue import Catalogue
-from storage.harvest import PARTS
+from storage.layout import PARTS
 from tasks.harvest import harvest_blocks
 from tasks.resources import loaded_anatomy
 from tasks.tokenise import tokenise
