@@ -6,6 +6,9 @@ from core.site import Site
 from core.spec import DictionarySpec
 from core.suite import Shape, Suite
 
+ROOMS = 3
+"""Groups of shuffled rows in memory: one that is trained on, one that is read, one between."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -14,14 +17,23 @@ class Forecast:
     rows: int
     """Rows of training and held-out activations, at every site."""
     harvest_bytes: int
+    """Of all activations."""
+    window_bytes: int
+    """Of the two windows that a rolling harvest has at a time, with what is held out."""
+    windows: int
     harvest_flop: float
     training_rows: int
     """Rows trained on, summed over dictionaries."""
     training_flop: float
+    evaluation_flop: float
     dictionary_bytes: int
     """Finished weights, float32."""
     checkpoint_bytes: int
     """Most that checkpoints hold while the largest site trains: weights and two moments."""
+    host_bytes: int
+    """Main memory that harvest or training fill, the larger: two blocks of every site, or groups of shuffled rows."""
+    device_bytes: int
+    """Memory of the device at the largest site, or for the model: weights, moments, gradients, a batch by the width."""
     epochs: float
     """Times that training reads the harvest, at most."""
 
@@ -30,7 +42,8 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
     """Counts multiplications and additions apart: 2 FLOP for each weight and token forward.
 
     A training step is taken at 12 D L FLOP a row: two products forward, four of the same size backward, as the measured
-    utilisation of Gemma Scope implies (arXiv:2408.05147, section 3.4: 45 ms for a batch of a 131k dictionary).
+    utilisation of Gemma Scope implies (arXiv:2408.05147, section 3.4: 45 ms for a batch of a 131k dictionary). Evaluation passes the
+    sequences of the loss through the model once for each dictionary, and three times a site besides; vocabularies are not counted.
     """
     tokens = (suite.text.num_sequences + suite.text.num_held_out_sequences) * suite.text.context
     rows = (suite.text.num_sequences + suite.text.num_held_out_sequences) * (suite.text.context - 1)
@@ -38,15 +51,25 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
     specs = [spec for specs in sites.values() for spec in specs]
     weights = {spec: spec.width * (2 * shape.width_of(spec.site) + 2) + shape.width_of(spec.site) for spec in specs}
     train_rows = suite.text.num_sequences * (suite.text.context - 1)
+    widths, itemsize = [shape.width_of(site) for site in sites], suite.activation_bytes
+    of_block = suite.block_bytes(widths)
+    batch_flop = 2.0 * shape.parameters * suite.evaluation.loss_sequences * suite.text.context
+    batch_bytes = {spec: 4 * suite.training.batch_rows * spec.width for spec in specs}
+    training_bytes = max(sum(16 * weights[spec] + 2 * batch_bytes[spec] for spec in specs) for specs in sites.values()) // suite.training.shards
     return Forecast(
         dictionaries=len(specs),
         sites=len(sites),
         rows=rows,
-        harvest_bytes=sum(rows * shape.width_of(site) for site in sites) * (2 if suite.harvest.dtype == "bfloat16" else 4),
+        harvest_bytes=(suite.num_blocks + suite.num_held_out_blocks) * of_block,
+        window_bytes=(2 * suite.window_blocks + suite.num_held_out_blocks) * of_block,
+        windows=suite.num_windows,
         harvest_flop=2.0 * shape.parameters * depth * tokens,
         training_rows=sum(spec.tokens for spec in specs),
         training_flop=sum(12.0 * shape.width_of(spec.site) * spec.width * spec.tokens for spec in specs),
+        evaluation_flop=batch_flop * sum(3 + len(specs) for specs in sites.values()),
         dictionary_bytes=4 * sum(weights.values()),
         checkpoint_bytes=12 * max(sum(weights[spec] for spec in specs) for specs in sites.values()),
+        host_bytes=max(2 * of_block, ROOMS * suite.training.shuffle_rows * max(widths) * itemsize),
+        device_bytes=max(training_bytes, shape.parameters * (2 if suite.model.dtype == "bfloat16" else 4)),
         epochs=max(spec.tokens for spec in specs) / train_rows,
     )

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from core.errors import JumpsuiteError
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -28,63 +30,123 @@ def block_permutation(seed: int, block: int, num_rows: int) -> Rows:
 class TrainingOrder:
     """Which rows make batch t: a function of (kept rows, seed, t), with no state but what it has already worked out.
 
-    An epoch visits chunks in a random order; neighbours in that order are read together, about `shuffle_rows` rows at a
-    time, and their rows permuted. Epochs follow each other without a gap.
+    Training takes window after window of the harvest, and begins again with the first after the last; each time it takes one is a turn.
+    A turn visits chunks in a random order; neighbours in that order are read together, about `shuffle_rows` rows at a time, and their
+    rows permuted. Turns of a harvest that is one window follow each other without a gap. Where there are several, no batch has rows of two,
+    so that one may be removed before the next but one is made: the rows that would not fill a turn's last batch are left out of it.
 
     Args:
-        kept: which rows of the harvest may be used, in store order.
+        kept: which rows of a window may be used, in store order.
+        window_rows: of every window but the last, which may be shorter.
         chunk_rows: rows that the store reads together.
+
+    Raises (when a batch is asked for):
+        JumpsuiteError: no window has enough rows for a batch.
     """
 
-    def __init__(self, kept: npt.NDArray[np.bool_], *, chunk_rows: int, shuffle_rows: int, seed: int) -> None:
-        starts = range(0, len(kept), chunk_rows)
-        self._rows_of_chunk = [start + np.flatnonzero(kept[start : start + chunk_rows]) for start in starts]
+    def __init__(
+        self,
+        kept: Callable[[int], npt.NDArray[np.bool_]],
+        num_windows: int,
+        window_rows: int,
+        *,
+        batch_rows: int,
+        chunk_rows: int,
+        shuffle_rows: int,
+        seed: int,
+    ) -> None:
+        self._kept, self._num_windows, self._window_rows = kept, num_windows, window_rows
+        self._batch_rows, self._chunk_rows, self._seed = batch_rows, chunk_rows, seed
         self._chunks_per_group = max(1, shuffle_rows // chunk_rows)
-        self._seed = seed
+        self._sizes: dict[int, int] = {}
+        self._rows_of_chunk = lru_cache(maxsize=2)(self._compute_rows_of_chunk)
         self._chunk_order = lru_cache(maxsize=2)(self._compute_chunk_order)
         self._group_ends = lru_cache(maxsize=2)(self._compute_group_ends)
-        self.epoch_rows = int(kept.sum())
-        """Rows of one epoch."""
 
-    def batch(self, t: int, batch_rows: int, read: Callable[[int, int], Tensor]) -> Tensor:
-        """The rows of batch t, taken from `read(epoch, group)`, which gives the rows of `self.group(epoch, group)` in its order."""
-        pieces, row, missing = [], t * batch_rows, batch_rows
+    def batch(self, t: int, read: Callable[[int, int], Tensor]) -> Tensor:
+        """The rows of batch t, taken from `read(turn, group)`, which gives the rows of `self.group(turn, group)` in its order."""
+        pieces, row, missing = [], t * self._batch_rows, self._batch_rows
         while missing:
-            epoch, offset = divmod(row, self.epoch_rows)
-            ends = self._group_ends(epoch)
+            turn, offset = self._turn_at(row)
+            ends = self._group_ends(turn)
             group = int(np.searchsorted(ends, offset, side="right"))
-            begin = offset - self._first_row(epoch, group)
+            begin = offset - self._first_row(turn, group)
             take = int(min(missing, ends[group] - offset))
-            pieces.append(read(epoch, group)[begin : begin + take])
+            pieces.append(read(turn, group)[begin : begin + take])
             row, missing = row + take, missing - take
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
-    def group(self, epoch: int, group: int) -> tuple[list[int], Rows]:
+    def group(self, turn: int, group: int) -> tuple[list[int], Rows]:
         """The chunks that a group reads, and its rows (row numbers of the harvest) in training order."""
-        first = group * self._chunks_per_group
-        chunks = self._chunk_order(epoch)[first : first + self._chunks_per_group]
-        rows = np.concatenate([self._rows_of_chunk[chunk] for chunk in chunks])
-        return [int(chunk) for chunk in chunks], rows[_permutation(len(rows), self._seed, 2, epoch, group)]
+        window = turn % self._num_windows
+        first, rows_of_chunk = group * self._chunks_per_group, self._rows_of_chunk(window)
+        chunks = self._chunk_order(turn)[first : first + self._chunks_per_group]
+        rows = np.concatenate([rows_of_chunk[chunk] for chunk in chunks])
+        in_order = rows[_permutation(len(rows), self._seed, 2, turn, group)]
+        before = window * self._window_rows
+        return [before // self._chunk_rows + int(chunk) for chunk in chunks], before + in_order
 
-    def group_after(self, epoch: int, group: int) -> tuple[int, int]:
-        """The group that training reads next, as (epoch, group); one without a row is never read."""
+    def group_after(self, turn: int, group: int) -> tuple[int, int]:
+        """The group that training reads next, as (turn, group); one without a row that is used is never read."""
         while True:
-            epoch, group = (epoch, group + 1) if group + 1 < len(self._group_ends(epoch)) else (epoch + 1, 0)
-            if self._group_ends(epoch)[group] > self._first_row(epoch, group):
-                return epoch, group
+            turn, group = (turn, group + 1) if group + 1 < len(self._group_ends(turn)) else (turn + 1, 0)
+            if min(self._group_ends(turn)[group], self._size(turn)) > self._first_row(turn, group):
+                return turn, group
 
-    def group_start(self, epoch: int, group: int) -> int:
-        """The row of training, counted from its beginning, at which a group begins."""
-        return epoch * self.epoch_rows + self._first_row(epoch, group)
+    def group_end(self, turn: int, group: int) -> int:
+        """The row of training, counted from its beginning, at which a group ends."""
+        return self._rows_before(turn) + min(int(self._group_ends(turn)[group]), self._size(turn))
 
-    def _first_row(self, epoch: int, group: int) -> int:
-        """Where a group begins among the rows of its epoch."""
-        return int(self._group_ends(epoch)[group - 1]) if group else 0
+    def steps(self, turn: int) -> int:
+        """Batches up to the end of a turn; of a harvest that is one window, those that it completes."""
+        return self._rows_before(turn + 1) // self._batch_rows
 
-    def _compute_chunk_order(self, epoch: int) -> Rows:
-        return _permutation(len(self._rows_of_chunk), self._seed, 1, epoch)
+    def _size(self, turn: int) -> int:
+        """Rows that training uses of a turn."""
+        window = turn % self._num_windows
+        if window not in self._sizes:
+            rows = sum(map(len, self._rows_of_chunk(window)))
+            self._sizes[window] = rows if self._num_windows == 1 else rows - rows % self._batch_rows
+        return self._sizes[window]
 
-    def _compute_group_ends(self, epoch: int) -> Rows:
-        sizes = np.array([len(self._rows_of_chunk[chunk]) for chunk in self._chunk_order(epoch)])
+    def _epoch_rows(self) -> int:
+        rows = sum(map(self._size, range(self._num_windows)))
+        if not rows:
+            raise JumpsuiteError(
+                f"no window of the harvest has {self._batch_rows:,} rows to train on; expected a batch in one of {self._num_windows}; "
+                "raise harvest.window_tokens or training.max_norm, or lower training.batch_rows"
+            )
+        return rows
+
+    def _turn_at(self, row: int) -> tuple[int, int]:
+        """The turn that a row of training falls in, and its place there. Asks for no window beyond it in the first epoch."""
+        first_turn = 0
+        for _ in range(2):
+            for turn in range(first_turn, first_turn + self._num_windows):
+                if row < self._size(turn):
+                    return turn, row
+                row -= self._size(turn)
+            epochs, row = divmod(row, self._epoch_rows())
+            first_turn = (1 + epochs) * self._num_windows
+        raise AssertionError
+
+    def _rows_before(self, turn: int) -> int:
+        epochs, window = divmod(turn, self._num_windows)
+        return (epochs * self._epoch_rows() if epochs else 0) + sum(map(self._size, range(window)))
+
+    def _first_row(self, turn: int, group: int) -> int:
+        """Where a group begins among the rows of its turn."""
+        return int(self._group_ends(turn)[group - 1]) if group else 0
+
+    def _compute_rows_of_chunk(self, window: int) -> list[Rows]:
+        kept = self._kept(window)
+        return [start + np.flatnonzero(kept[start : start + self._chunk_rows]) for start in range(0, len(kept), self._chunk_rows)]
+
+    def _compute_chunk_order(self, turn: int) -> Rows:
+        return _permutation(len(self._rows_of_chunk(turn % self._num_windows)), self._seed, 1, turn)
+
+    def _compute_group_ends(self, turn: int) -> Rows:
+        rows_of_chunk = self._rows_of_chunk(turn % self._num_windows)
+        sizes = np.array([len(rows_of_chunk[chunk]) for chunk in self._chunk_order(turn)])
         firsts = np.arange(0, len(sizes), self._chunks_per_group)
         return np.add.reduceat(sizes, firsts).cumsum()

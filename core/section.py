@@ -80,6 +80,7 @@ EXPECTATIONS = {
     "string_type": "text",
     "list_type": "a list",
     "layers": "a list of layers such as [5, 9, 12], a range such as 5-12, or all",
+    "bytes": "a number of bytes such as 200GB",
     "model_type": "{fields}",
     "too_short": "at least {min_length} entry",
     "string_too_short": "some text",

@@ -68,6 +68,6 @@ class Moments:
         return Normaliser(torch.from_numpy(self.mean).float(), float(np.sqrt(self.variance)))
 
 
-def norm_limit(norms: npt.NDArray[np.float32], max_norm: float | None) -> float:
-    """The norm above which rows are left out: a multiple of the median of a site's training rows; infinite for None."""
-    return float("inf") if max_norm is None else float(max_norm * np.median(norms))
+def norm_limit(norms: npt.NDArray[np.float32], max_norm: float) -> float:
+    """The norm above which rows are left out: a multiple of the median of a site's training rows."""
+    return float(max_norm * np.median(norms))

@@ -5,6 +5,7 @@ What is wrong with one is said here, in a sentence a fault, before any model is 
 """
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -79,6 +80,18 @@ class Text(Section):
 
 CHUNKS_PER_BLOCK = 16
 
+BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+
+
+def _bytes(value: Any) -> Any:
+    """A number of bytes, also as `200GB`."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGTP]?B?)", value.strip().replace("_", ""), re.IGNORECASE)
+    if not found or found[2].upper() not in BYTES:
+        raise PydanticCustomError("bytes", "bytes")
+    return round(float(found[1]) * BYTES[found[2].upper()])
+
 
 class Harvest(Section):
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", examples=["bfloat16"])
@@ -87,6 +100,12 @@ class Harvest(Section):
     batch_sequences: int = Field(8, gt=0, examples=[8])
     """Sequences in one forward pass."""
     shuffle_seed: int = Field(0, ge=0, examples=[0])
+    window_tokens: int = Field(2**24, gt=0, examples=[16_777_216])
+    """Tokens that training takes together, of the text's order, before it goes on to those that follow: of what rows are shuffled, and of
+    what a rolling harvest has two at a time. In whole blocks."""
+    quota: Annotated[int | None, BeforeValidator(_bytes)] = Field(None, gt=0, examples=["200GB"])
+    """Most bytes of activations to have at once. A harvest that needs more rolls: windows are made ahead of training, and removed when
+    every site has trained on them. What training makes is the same."""
 
 
 def _one_or_many(value: Any) -> Any:
@@ -232,6 +251,58 @@ class Suite(Section):
     """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
 
     @property
+    def num_blocks(self) -> int:
+        """Of the training part."""
+        return -(-self.text.num_sequences // self.harvest.block_sequences)
+
+    @property
+    def num_held_out_blocks(self) -> int:
+        return -(-self.text.num_held_out_sequences // self.harvest.block_sequences)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Of a stored number."""
+        return 2 if self.harvest.dtype == "bfloat16" else 4
+
+    @property
+    def window_blocks(self) -> int:
+        return min(self.num_blocks, max(1, self.harvest.window_tokens // (self.harvest.block_sequences * self.text.context)))
+
+    @property
+    def num_windows(self) -> int:
+        return -(-self.num_blocks // self.window_blocks)
+
+    def window(self, turn: int) -> range:
+        """The blocks that training takes together in a turn (`core/order.py`)."""
+        first = turn % self.num_windows * self.window_blocks
+        return range(first, min(first + self.window_blocks, self.num_blocks))
+
+    def block_bytes(self, widths: Iterable[int]) -> int:
+        """What the activations of a block take on a disk."""
+        index = 4 + CHUNKS_PER_BLOCK * (16 + 4)
+        return sum(self.harvest.block_sequences * (self.text.context - 1) * width * self.activation_bytes + index for width in widths)
+
+    def rolls(self, widths: Iterable[int]) -> bool:
+        """Whether the harvest of sites of these widths is more than the quota allows at once.
+
+        Raises:
+            ConfigError: the quota does not hold what a rolling harvest has at once.
+        """
+        if self.harvest.quota is None:
+            return False
+        of_block, held_out = self.block_bytes(widths), self.num_held_out_blocks
+        if (self.num_blocks + held_out) * of_block <= self.harvest.quota:
+            return False
+        least = (2 * self.window_blocks + held_out) * of_block
+        if least > self.harvest.quota:
+            room = max(1, (self.harvest.quota // of_block - held_out) // 2) * self.harvest.block_sequences * self.text.context
+            raise ConfigError(
+                f"harvest.quota is {self.harvest.quota:,} bytes; expected at least {least:,}, for two windows and what is held out; "
+                f"raise it, or lower harvest.window_tokens to {room:,} or text.held_out_tokens"
+            )
+        return True
+
+    @property
     def in_bfloat16(self) -> list[str]:
         """The fields that ask for bfloat16 products."""
         types = {"model.dtype": self.model.dtype, "training.encoder_product": self.training.encoder_product}
@@ -246,6 +317,11 @@ class Suite(Section):
             raise impossible(
                 f"text.tokens is {self.text.tokens:,}; expected at least one training batch of {self.training.batch_rows:,} rows "
                 "besides the BOS of each sequence; raise text.tokens or lower training.batch_rows"
+            )
+        if self.num_windows > 1 and self.window_blocks * self.harvest.block_sequences * (self.text.context - 1) < self.training.batch_rows:
+            raise impossible(
+                f"harvest.window_tokens is {self.harvest.window_tokens:,}; expected at least one training batch of {self.training.batch_rows:,} "
+                "rows besides the BOS of each sequence; raise it or lower training.batch_rows"
             )
         if self.evaluation.loss_sequences > self.text.num_held_out_sequences:
             raise impossible(
@@ -310,16 +386,17 @@ class Suite(Section):
         """Names the harvest. Sites are not part of it: one that is added later joins the same rows."""
         model = {"identity": model_identity, "dtype": self.model.dtype}
         text = self.text.model_dump(exclude={"source"}) | {"identity": text_identity}
-        return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump())
+        return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump(exclude={"window_tokens", "quota"}))
 
     def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:
-        return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity())
+        windows = [self.window_blocks] if self.num_windows > 1 else []
+        return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity(), *windows)
 
     def scorecard_key(self, dictionary_key: str) -> str:
         return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
 
-FORMATS = {"harvest": 3, "dictionary": 3, "scorecard": 1}
+FORMATS = {"harvest": 3, "dictionary": 4, "scorecard": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "paces", "prefect"}

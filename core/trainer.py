@@ -155,13 +155,18 @@ class Trainer:
         return fold(self.dictionary, self.normaliser)
 
 
-def train_together(trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None]) -> Iterator[int]:
+def train_together(
+    trainers: list[Trainer], batch: Callable[[int], Tensor], on_sick: Callable[[Trainer, SickDictionary], None], stop: int | None = None
+) -> Iterator[int]:
     """Train all dictionaries of a site, each batch read once; yields the number of steps behind it after each one.
+
+    Args:
+        stop: the number of steps at which to leave off, if there are more.
 
     Trainers may stand at different steps: each waits for the batch that it has not seen. One that falls sick is reported and
     left; the others go on.
     """
-    while waiting := [trainer for trainer in trainers if not (trainer.done or trainer.sick)]:
+    while waiting := [trainer for trainer in trainers if not (trainer.done or trainer.sick) and trainer.step != stop]:
         t = min(trainer.step for trainer in waiting)
         x_BD = batch(t)
         for trainer in [trainer for trainer in waiting if trainer.step == t]:

@@ -3,6 +3,7 @@
 from prefect import flow
 from prefect.states import State
 
+from core.errors import ConfigError
 from core.suite import Suite
 from flows.outcome import outcome
 from storage.catalogue import Catalogue
@@ -15,6 +16,11 @@ def harvest_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     """Leave the suite's harvest complete in the store. Runs that make the same one share its blocks."""
     with outcome() as result:
         catalogue = Catalogue(suite, store, only)
+        if catalogue.rolls:
+            raise ConfigError(
+                f"harvest.quota is {suite.harvest.quota:,} bytes, less than the whole harvest; expected training beside it, which removes what it "
+                "has used; use jumpsuite run, or leave harvest.quota out"
+            )
         tokenise(catalogue)
         harvest_blocks(catalogue)
     return result.state

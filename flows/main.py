@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("--only", default="*", metavar="GLOB", help="sites to work on, such as 'L09.*' (default: all)")
         return added
 
-    on_suite("plan", plan, "Say what would be done: dictionaries, tokens, bytes, FLOPs, hours. Changes nothing.")
+    planned = on_suite("plan", plan, "Say what would be done: dictionaries, tokens, bytes, FLOPs, memory, hours. Changes nothing.")
+    planned.add_argument("--device", metavar="NAME", help="plan for a device such as h100 instead of this machine")
+    planned.add_argument("--price", type=float, metavar="MONEY", help="what an hour of the device costs, for the price of it all")
     on_suite("run", run, "Do everything of a suite that is missing. Safe to repeat: retrying is running again.")
     on_suite("harvest", harvest, "Make the activations of a suite alone. Start it once on every GPU or machine: the runs share the work.")
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
@@ -99,7 +101,7 @@ def plan(options: argparse.Namespace) -> int:
     from tasks.plan import describe
 
     catalogue = _catalogue(options)
-    print(describe(catalogue))
+    print(describe(catalogue, options.device, options.price))
     _next(f"jumpsuite run {_again(options)}")
     return DONE
 

@@ -12,13 +12,17 @@ from tasks.train import train_site
 
 
 @flow(name="site", flow_run_name="site {site}")
-def site_flow(suite: Suite, site: str, store: str = "runs") -> State:
-    """Leave one site's dictionaries trained and scored. When one falls sick the others are scored all the same."""
+def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = None) -> State:
+    """Leave one site's dictionaries trained and scored. When one falls sick the others are scored all the same.
+
+    Args:
+        until: of a rolling harvest, the turn after which to leave off.
+    """
     with outcome() as result:
         catalogue, where = Catalogue(suite, store, only=site), Site.parse(site)
         with catalogue.store.lock(f"dictionaries/{where}"):
             catalogue.set_failure(where, None)
-            trained = train_site(catalogue, where, return_state=True)
+            trained = train_site(catalogue, where, until, return_state=True)
             evaluate_site(catalogue, where)
         trained.result()
     if result.reason:

@@ -3,9 +3,12 @@
 from prefect import flow
 from prefect.states import Completed, Failed, State
 
+from core.site import Site
 from core.suite import Suite
 from flows.harvest import harvest_flow
+from flows.outcome import outcome
 from flows.release import release_flow
+from flows.rolling import roll
 from flows.site import site_flow
 from storage.catalogue import Catalogue
 from tasks.report import write_report
@@ -25,11 +28,19 @@ def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
 
 def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     """Leave every dictionary of the sites scored, and a report; or give the Failed state that says what went wrong."""
-    harvested = harvest_flow(suite, store, only, return_state=True)
-    if not harvested.is_completed():
-        return Failed(message=f"harvest: {harvested.message}", name=harvested.name)
-    catalogue = Catalogue(suite, store, only)
-    ended = {site: site_flow(suite, str(site), store, return_state=True) for site in catalogue.sites}
+    ended: dict[Site, State] = {}
+    with outcome() as harvested:
+        catalogue = Catalogue(suite, store, only)
+        if catalogue.rolls:
+            roll(catalogue, ended)
+        else:
+            state = harvest_flow(suite, store, only, return_state=True)
+            if not state.is_completed():
+                return Failed(message=f"harvest: {state.message}", name=state.name)
+            for site in catalogue.sites:
+                ended[site] = site_flow(suite, str(site), store, return_state=True)
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
+    if harvested.reason:
+        return Failed(message="\n".join([f"harvest: {harvested.reason}", *failed]), name=harvested.name)
     write_report(catalogue)
     return Failed(message="\n".join(failed)) if failed else None

@@ -1,5 +1,6 @@
 """The catalogue of a suite: what it is made of, and where each piece of it lies in a store. It makes nothing."""
 
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -30,6 +31,12 @@ class Catalogue:
         self.only = only
         self.source = ModelSource(self.store, suite.model)
 
+    def of(self, sites: list[Site]) -> "Catalogue":
+        """The same catalogue with some of its sites."""
+        part = copy(self)
+        part.__dict__["sites"] = {site: self.sites[site] for site in sites}
+        return part
+
     @property
     def shape(self) -> Shape:
         return self.source.shape
@@ -48,8 +55,14 @@ class Catalogue:
         return found
 
     @cached_property
+    def rolls(self) -> bool:
+        """Whether the harvest rolls. Raises ConfigError where the quota is too small even for that."""
+        return self.suite.rolls([self.shape.width_of(site) for site in self.all_sites])
+
+    @cached_property
     def harvest(self) -> Harvest:
-        return Harvest(self.store, self.suite.harvest_key(self.source.identity, texts.identity(self.store, self.suite.text)))
+        key = self.suite.harvest_key(self.source.identity, texts.identity(self.store, self.suite.text))
+        return Harvest(self.store, key, self.rolls)
 
     def folder(self, spec: DictionarySpec) -> DictionaryFolder:
         return DictionaryFolder(self.store, spec, self.suite.dictionary_key(self.harvest.key, spec))

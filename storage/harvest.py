@@ -14,6 +14,7 @@ written and read here (`storage/shards.py`), at the speed of the place where the
 
 import hashlib
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -50,12 +51,14 @@ class Harvest:
 
     Args:
         key: of the configuration that made it (`Suite.harvest_key`).
+        rolls: only some of its blocks are there at a time. It lies apart from one that is whole, which nobody removes anything of.
     """
 
-    def __init__(self, store: Store, key: str) -> None:
+    def __init__(self, store: Store, key: str, rolls: bool = False) -> None:
         self.store = store
         self.key = key
-        self.prefix = f"harvests/{key}"
+        self.rolls = rolls
+        self.prefix = f"harvests/{key}" + "-rolling" * rolls
 
     @property
     def has_tokens(self) -> bool:
@@ -121,6 +124,13 @@ class Harvest:
         self.store.put_record(f"{self.prefix}/commits/tokens.json", description | {"token_fingerprint": digest.hexdigest()})
         self.__dict__.pop("description", None)
 
+    def inputs(self, site: Site, key: str) -> dict[str, Any] | None:
+        """What training takes of a site's statistics, worked out under some configuration; None until `save_inputs` wrote it."""
+        return self.store.get_record(f"{self.prefix}/inputs/{site}-{key}.json")
+
+    def save_inputs(self, site: Site, key: str, inputs: dict[str, Any]) -> None:
+        self.store.put_record(f"{self.prefix}/inputs/{site}-{key}.json", inputs)
+
     def losses(self, name: str) -> list[float] | None:
         """Losses of the held-out sequences, in nats, measured under some condition; None until `save_losses` wrote them."""
         record = self.store.get_record(f"{self.prefix}/losses/{name}.json")
@@ -143,6 +153,7 @@ class Part:
         self.chunk_rows = layout.chunk_rows
         self._arrays = layout.arrays(name)
         self._indices: dict[tuple[Site, int], npt.NDArray[Any]] = {}
+        self._room = threading.local()
 
     # Tokens and rows
 
@@ -172,10 +183,9 @@ class Part:
         rows = self._get("rows", [block])
         return rows[rows[:, 0] >= 0]
 
-    @cached_property
-    def valid(self) -> npt.NDArray[np.bool_]:
-        """Which rows hold activations, not padding."""
-        return self._get("rows", self.blocks)[:, 0] >= 0
+    def valid(self, blocks: range | None = None) -> npt.NDArray[np.bool_]:
+        """Which rows of some blocks, or of all, hold activations, not padding."""
+        return self._get("rows", self.blocks if blocks is None else blocks)[:, 0] >= 0
 
     @property
     def blocks(self) -> range:
@@ -230,6 +240,19 @@ class Part:
         self._put(f"statistics/{site}/norms", block, norms)
         self.harvest.store.put_pieces(self._object(f"activations/{site}", block), shards.encode(x, self.chunk_rows))
 
+    def keep_only(self, blocks: Sequence[int]) -> None:
+        """Remove the activations of all other blocks, at every site; what they were summed to stays."""
+        store, kept = self.harvest.store, set(blocks)
+        for key in store.keys(f"{self.harvest.prefix}/commits/{self.name}"):
+            if int(key.rpartition("/")[2].removesuffix(".json")) not in kept:
+                store.delete(key)
+        prefix = f"{self.harvest.prefix}/{self.name}/activations"
+        for key in store.keys(prefix):
+            _, separator, place = key.removeprefix(prefix).partition("/c/")
+            if separator and int(place.partition("/")[0]) not in kept:
+                store.delete(key)
+        self._indices.clear()
+
     def _padded(self, x_BD: Tensor) -> Tensor:
         """Of the stored type, with zeros up to a whole shard."""
         stored = x_BD.to(getattr(torch, self.dtype)).contiguous()
@@ -239,41 +262,56 @@ class Part:
         padded[: len(stored)] = stored
         return padded
 
-    def norms(self, site: Site) -> npt.NDArray[np.float32]:
-        """The Euclidean norm of each row, zero for padding."""
-        return self._get(f"statistics/{site}/norms", self.blocks)
+    def norms(self, site: Site, blocks: range | None = None) -> npt.NDArray[np.float32]:
+        """The Euclidean norm of each row of some blocks, or of all; zero for padding."""
+        return self._get(f"statistics/{site}/norms", self.blocks if blocks is None else blocks)
 
-    def moments(self, site: Site) -> Moments:
-        """Sums over all rows, merged in block order."""
-        sums = self._get(f"statistics/{site}/sums", self.blocks)
-        counts = self.valid.reshape(self.num_blocks, self.block_rows).sum(1)
-        blocks = [Moments(int(n), row[:-1], float(row[-1])) for n, row in zip(counts, sums, strict=True)]
-        return sum(blocks[1:], start=blocks[0])
+    def moments(self, site: Site, blocks: range | None = None) -> Moments:
+        """Sums over the rows of some blocks, or of all, merged in block order."""
+        blocks = self.blocks if blocks is None else blocks
+        sums = self._get(f"statistics/{site}/sums", blocks)
+        counts = self.valid(blocks).reshape(len(blocks), self.block_rows).sum(1)
+        found = [Moments(int(n), row[:-1], float(row[-1])) for n, row in zip(counts, sums, strict=True)]
+        return sum(found[1:], start=found[0])
 
-    def read(self, site: Site, chunks: Sequence[int], rows: Rows) -> Tensor:
+    def has_statistics(self, site: Site, blocks: range) -> bool:
+        """Whether the norms and sums of some blocks are there, which stay when activations are removed."""
+        return all(self.harvest.store.has(self._object(f"statistics/{site}/{name}", block)) for block in blocks for name in ("norms", "sums"))
+
+    def read(self, site: Site, chunks: Sequence[int], rows: Rows, room: Tensor | None = None) -> Tensor:
         """Rows of a site, in the order asked for.
 
         Args:
             chunks: those that hold the rows. rows: row numbers of the part.
+            room: where to put them: from `room`, or by default memory of their own.
         """
         chunk_E, row_E = np.divmod(rows, self.chunk_rows)
         asked_for = np.argsort(chunk_E, kind="stable")
         ends = np.searchsorted(chunk_E[asked_for], np.array([chunks, np.add(chunks, 1)]))
-        x = torch.empty(len(rows), self._arrays[f"activations/{site}"].shape[1], dtype=getattr(torch, self.dtype))
+        x = (self.room(site, len(chunks)) if room is None else room)[: len(rows)]
         for chunk, first, end in zip(chunks, *ends, strict=True):
             here = asked_for[first:end]
             move(self._chunk(site, chunk), row_E[here], bits_of(x), here)
         return x
 
+    def room(self, site: Site, num_chunks: int, pinned: bool = False) -> Tensor:
+        """Memory for the rows of so many chunks, to `read` into; pinned, so that a GPU takes them while other things are done."""
+        width = self._arrays[f"activations/{site}"].shape[1]
+        return torch.empty(num_chunks * self.chunk_rows, width, dtype=getattr(torch, self.dtype), pin_memory=pinned)
+
     def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
-        """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out."""
-        for chunk in range(self.num_blocks * CHUNKS_PER_BLOCK):
+        """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out.
+
+        Args:
+            wanted: of all rows, or of as many as there are from the first on.
+        """
+        for chunk in range(-(-len(wanted) // self.chunk_rows)):
             mask = wanted[chunk * self.chunk_rows : (chunk + 1) * self.chunk_rows]
             if mask.any():
                 yield _to_torch(self._chunk(site, chunk)[mask])
 
     def _chunk(self, site: Site, chunk: int) -> npt.NDArray[Any]:
-        """The rows of a chunk, read-only: float32, or a bfloat16's bits."""
+        """The rows of a chunk, float32 or a bfloat16's bits: until this thread asks for the next one."""
         block, number = divmod(chunk, CHUNKS_PER_BLOCK)
         key, name, begin = self._object(f"activations/{site}", block), f"activations/{site}", chunk * self.chunk_rows
         try:
@@ -282,7 +320,9 @@ class Part:
                 self._indices[site, block] = shards.read_index(tail, CHUNKS_PER_BLOCK)
             place, length = map(int, self._indices[site, block][number])
             shape = (self.chunk_rows, self._arrays[name].shape[1])
-            return shards.decode(self.harvest.store.get_range(key, place, length), BITS[self.dtype], shape)
+            if len(getattr(self._room, "bytes", b"")) < length:
+                self._room.bytes = bytearray(length)
+            return shards.decode(self.harvest.store.get_range(key, place, length, self._room.bytes), BITS[self.dtype], shape)
         except FileNotFoundError:
             raise self._damage(name, f"{name}/{self._arrays[name].path(block)} is missing", [block]) from None
         except ValueError as error:

@@ -54,6 +54,12 @@ class Place(Protocol):
     def objects(self) -> Any:
         """The objects, as obstore has them."""
 
+    def get_range(self, key: str, start: int, length: int, room: Any) -> Any:
+        """As `Store.get_range`, but what is less than asked for comes short."""
+
+    def get_end(self, key: str, length: int) -> Any:
+        """As `Store.get_end`, but what is less than asked for comes short."""
+
     def where(self, key: str) -> str:
         """A key as a person finds it."""
 
@@ -96,6 +102,16 @@ class Folder:
     def objects(self) -> obstore.store.LocalStore:
         self.make()
         return obstore.store.LocalStore(str(self.root))
+
+    def get_range(self, key: str, start: int, length: int, room: Any) -> Any:
+        found = memoryview(bytearray(length) if room is None else room)[:length]
+        with (self.root / key).open("rb", buffering=0) as file:
+            file.seek(start)
+            return found[: file.readinto(found)]
+
+    def get_end(self, key: str, length: int) -> Any:
+        size = (self.root / key).stat().st_size
+        return self.get_range(key, max(0, size - length), min(size, length), None)
 
     def where(self, key: str) -> str:
         return str(self.root / key)
@@ -164,6 +180,21 @@ class Bucket:
     def objects(self) -> Any:
         self.make()
         return self._open()
+
+    def get_range(self, key: str, start: int, length: int, room: Any) -> Any:  # noqa: ARG002 - it comes in memory of its own
+        return self._get_part(key, (start, start + length), start + length)
+
+    def get_end(self, key: str, length: int) -> Any:
+        return self._get_part(key, {"suffix": length}, length)
+
+    def _get_part(self, key: str, part: Any, least: int) -> Any:
+        try:
+            return obstore.get(self.objects, key, options={"range": part}).bytes()
+        except FAULTS:
+            # What asks for more than there is, is answered with an error of no kind of its own.
+            if self.objects.head(key)["size"] < least:
+                return b""
+            raise
 
     def where(self, key: str) -> str:
         return f"{self.address}/{key}"

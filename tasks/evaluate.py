@@ -21,8 +21,8 @@ from storage.catalogue import Catalogue
 from storage.harvest import Part
 from tasks.progress import Progress
 from tasks.provenance import code
-from tasks.resources import loaded_anatomy
-from tasks.train import rows_within_norm
+from tasks.resources import borrowed_anatomy
+from tasks.train import rows_within
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,6 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
         for spec in waiting:
             folder = catalogue.folder(spec)
             dictionary, inputs = folder.load().to(device_of(catalogue.suite.device)), folder.facts["inputs"]
-            limit = inputs["norm_limit"] or float("inf")
             scorecard = {
                 "spec": spec.identity(),
                 "dictionary": folder.key,
@@ -56,7 +55,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
                 "code": code(),
                 "trained_by": folder.facts["code"],
                 "inputs": inputs,
-                **_row_scores(part, site, dictionary, limit),
+                **_row_scores(part, site, dictionary, inputs["norm_limit"]),
                 "loss": _loss_scores(intact, losses.with_dictionary(dictionary), deleted, mean),
             }
             folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
@@ -85,8 +84,9 @@ class Losses:
         return self._kept(f"zero-{self._site}", lambda: self._measure(torch.zeros_like))
 
     def with_mean(self) -> Tensor:
-        """The site's training mean in its place."""
-        mean = torch.from_numpy(self._catalogue.harvest.part("train").moments(self._site).mean).float().to(self._tokens.device)
+        """The site's mean over the first window of training in its place."""
+        first = self._catalogue.suite.window(0)
+        mean = torch.from_numpy(self._catalogue.harvest.part("train").moments(self._site, first).mean).float().to(self._tokens.device)
         return self._kept(f"mean-{self._site}", lambda: self._measure(lambda x: mean.expand_as(x)))
 
     def with_dictionary(self, dictionary: Dictionary) -> Tensor:
@@ -94,11 +94,11 @@ class Losses:
         return self._measure(lambda x: dictionary.decode(dictionary.encode(x)))
 
     def _measure(self, replacement: Callable[[Tensor], Tensor] | None) -> Tensor:
-        anatomy, batch = loaded_anatomy(self._catalogue), self._catalogue.suite.harvest.batch_sequences
-        losses = []
-        for tokens, text in zip(torch.split(self._tokens, batch), torch.split(self._is_text, batch), strict=True):
-            losses.append(spliced_loss(anatomy, self._site, replacement, tokens, text))
-            self._progress.advance(tokens.numel())
+        batch, losses = self._catalogue.suite.harvest.batch_sequences, []
+        with borrowed_anatomy(self._catalogue) as anatomy:
+            for tokens, text in zip(torch.split(self._tokens, batch), torch.split(self._is_text, batch), strict=True):
+                losses.append(spliced_loss(anatomy, self._site, replacement, tokens, text))
+                self._progress.advance(tokens.numel())
         return torch.cat(losses)
 
     def _kept(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
@@ -112,23 +112,23 @@ class Losses:
         return torch.tensor(known, dtype=torch.float64)
 
 
-def sample_rows(part: Part, site: Site, limit: float) -> Tensor:
+def sample_rows(part: Part, site: Site, limit: float | None) -> Tensor:
     """The first held-out rows of a site within the norm limit, SAMPLE_ROWS x D, float32."""
-    _, kept = rows_within_norm(part, site, None, limit)
+    kept = rows_within(part, site, limit)
     sample = np.zeros_like(kept)
     sample[np.flatnonzero(kept)[:SAMPLE_ROWS]] = True
     return torch.cat(list(part.batches(site, sample))).float()
 
 
-def _row_scores(part: Part, site: Site, dictionary: Dictionary, limit: float) -> dict[str, Any]:
-    _, kept = rows_within_norm(part, site, None, limit)
+def _row_scores(part: Part, site: Site, dictionary: Dictionary, limit: float | None) -> dict[str, Any]:
+    kept = rows_within(part, site, limit)
     scored, everything = row_fidelity(dictionary, part.batches(site, kept)), None
-    if not np.array_equal(kept, part.valid):
-        everything = row_fidelity(dictionary, part.batches(site, part.valid))
+    if not np.array_equal(kept, part.valid()):
+        everything = row_fidelity(dictionary, part.batches(site, part.valid()))
     sample = row_fidelity(dictionary, [sample_rows(part, site, limit)])
     return {
         "rows": scored.rows,
-        "rows_left_out": int(part.valid.sum()) - scored.rows,
+        "rows_left_out": int(part.valid().sum()) - scored.rows,
         "l0": scored.l0,
         "fvu": scored.fvu,
         "fvu_all_rows": (everything or scored).fvu,

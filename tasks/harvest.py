@@ -20,23 +20,28 @@ from storage.layout import PARTS
 from storage.objects import LOOK_SECONDS
 from storage.places import Taken
 from tasks.progress import Progress
-from tasks.resources import loaded_anatomy, warn_of_slow_bfloat16
+from tasks.resources import borrowed_anatomy, warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 
 
 @task(task_run_name="harvest {catalogue.suite.name}", cache_policy=NO_CACHE)
-def harvest_blocks(catalogue: Catalogue) -> None:
+def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
     """Leave every block of the suite's sites in the harvest; blocks that are there are not made again.
 
     Any number of processes may do so at once: each claims block after block, and ends when all are there.
+
+    Args:
+        turn: of a rolling harvest, the turn whose window is to be there.
     """
     sites = list(catalogue.sites)
-    missing = [(part, block) for part in map(catalogue.harvest.part, PARTS) for block in part.missing(sites)]
+    wanted = {part: part.blocks for part in map(catalogue.harvest.part, PARTS)}
+    if turn is not None:
+        wanted[next(iter(wanted))] = catalogue.suite.window(turn)
+    missing = [(part, block) for part, blocks in wanted.items() for block in blocks if part.lacks(block, sites)]
     if not missing:
         return
     warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
-    anatomy = loaded_anatomy(catalogue)
     widths = {site: catalogue.shape.width_of(site) for site in sites}
     total = sum(part.tokens(block).size for part, block in missing)
     # A block is written while the model runs over the next one, so two are in memory.
@@ -48,7 +53,8 @@ def harvest_blocks(catalogue: Catalogue) -> None:
         writing: Future[None] | None = None
         for part, block, claim in claimed:
             lacking = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
-            activations = _activations(anatomy, part, block, lacking, catalogue.suite.harvest.batch_sequences, progress)
+            with borrowed_anatomy(catalogue) as anatomy:
+                activations = _activations(anatomy, part, block, lacking, catalogue.suite.harvest.batch_sequences, progress)
             if writing:
                 writing.result()
             writing = writer.submit(_write, part, block, activations, claim)

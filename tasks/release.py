@@ -45,7 +45,7 @@ def package_release(catalogue: Catalogue, folder: Path) -> None:
     with release.staged(folder) as stage:
         cards = release.write_dictionaries(stage, released)
         for site, specs in catalogue.sites.items():
-            limit = catalogue.folder(specs[0]).facts["inputs"]["norm_limit"] or float("inf")
+            limit = catalogue.folder(specs[0]).facts["inputs"]["norm_limit"]
             release.write_sample(stage, site, sample_rows(catalogue.harvest.part("held_out"), site, limit))
         text = model_card(suite, [(spec, card) for (spec, _), card in zip(scored, cards, strict=True)], description, hooks)
         release.write_file(stage, "README.md", text.encode())

@@ -1,6 +1,9 @@
 """What a machine gives to tasks: the model, dear to load and kept between tasks of one process, and the speed of its products."""
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +26,14 @@ def warn_of_slow_bfloat16(field: str, dtype: str, device: torch.device) -> None:
         log.warning("%s is bfloat16: %s", field, advice)
 
 
-def loaded_anatomy(catalogue: Catalogue) -> Anatomy:
-    """The suite's model, loaded on its device, with its sites found."""
-    return Anatomy(_model(catalogue.store.address, catalogue.suite.model, str(device_of(catalogue.suite.device))))
+@contextmanager
+def borrowed_anatomy(catalogue: Catalogue) -> Iterator[Anatomy]:
+    """The suite's model, loaded on its device, with its sites found; to one thread at a time, for whoever captures or splices changes it."""
+    with _MODEL_IN_USE:
+        yield Anatomy(_model(catalogue.store.address, catalogue.suite.model, str(device_of(catalogue.suite.device))))
+
+
+_MODEL_IN_USE = threading.Lock()
 
 
 @lru_cache(maxsize=1)

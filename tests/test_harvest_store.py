@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.errors import ConfigError, JumpsuiteError
+from core.order import TrainingOrder
 from core.packing import SpecialTokens, is_held_out
 from core.site import Site
 from core.suite import Suite
@@ -27,6 +29,7 @@ from storage.layout import PARTS
 from storage.objects import Corrupt, Store
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
+from tasks.train import Reader
 
 SPECIAL = SpecialTokens(2, (0, 1, 2))
 WIDTHS = {Site(0, "resid_post"): 6, Site(0, "attn_z"): 10}
@@ -69,7 +72,7 @@ def _filled(harvest: Harvest) -> Part:
 
 
 def _all_rows(part: Part, site: Site) -> Tensor:
-    return torch.cat(list(part.batches(site, part.valid)))
+    return torch.cat(list(part.batches(site, part.valid())))
 
 
 def _bits(x: Tensor) -> npt.NDArray[np.uint16]:
@@ -87,8 +90,8 @@ def test_tensorstore_reads_the_same_bfloat16_values(harvest: Harvest) -> None:
         assert array.dtype.name == "bfloat16"
         assert array.shape == (part.num_blocks * part.block_rows, width)
         read = array.read().result().view(np.uint16)
-        assert np.array_equal(read[part.valid], np.concatenate([_bits(_activations(part, block)[site]) for block in range(part.num_blocks)]))
-        assert not read[~part.valid].any()
+        assert np.array_equal(read[part.valid()], np.concatenate([_bits(_activations(part, block)[site]) for block in range(part.num_blocks)]))
+        assert not read[~part.valid()].any()
 
 
 def test_every_array_is_plain_zarr_with_crc32c(harvest: Harvest) -> None:
@@ -132,18 +135,18 @@ def test_rows_are_every_text_token_once_in_a_shuffled_order(harvest: Harvest) ->
             expected = [(s, p) for s in range(len(tokens)) for p in range(8) if tokens[s, p] not in SPECIAL.excluded]
             assert sorted(map(tuple, local.tolist())) == expected
             assert list(map(tuple, local.tolist())) != expected
-        assert part.valid.sum() == sum(len(part.rows(block)) for block in range(part.num_blocks))
+        assert part.valid().sum() == sum(len(part.rows(block)) for block in range(part.num_blocks))
 
 
 def test_rows_come_back_in_the_order_asked_for(harvest: Harvest) -> None:
     part = _filled(harvest)
     site = Site(0, "attn_z")
     everything = torch.zeros(part.num_blocks * part.block_rows, WIDTHS[site], dtype=torch.bfloat16)
-    everything[torch.from_numpy(part.valid)] = torch.cat([_activations(part, block)[site] for block in range(part.num_blocks)])
-    rows = np.random.default_rng(1).permutation(np.flatnonzero(part.valid))
+    everything[torch.from_numpy(part.valid())] = torch.cat([_activations(part, block)[site] for block in range(part.num_blocks)])
+    rows = np.random.default_rng(1).permutation(np.flatnonzero(part.valid()))
     chunks = sorted({int(row) // part.chunk_rows for row in rows}, reverse=True)
     assert torch.equal(part.read(site, chunks, rows), everything[torch.from_numpy(rows)])
-    wanted = part.valid & (np.arange(len(part.valid)) % 3 == 0)
+    wanted = part.valid() & (np.arange(len(part.valid())) % 3 == 0)
     assert torch.equal(torch.cat(list(part.batches(site, wanted))), everything[torch.from_numpy(wanted)])
 
 
@@ -157,8 +160,8 @@ def test_statistics_are_those_of_the_stored_rows(harvest: Harvest) -> None:
         np.testing.assert_allclose(moments.mean_square, (x**2).sum(1).mean(), rtol=1e-12)
         np.testing.assert_allclose(moments.variance, x.var(0).sum(), rtol=1e-9)
         norms = part.norms(site)
-        np.testing.assert_allclose(norms[part.valid], np.linalg.norm(x, axis=1), rtol=1e-6)
-        assert not norms[~part.valid].any()
+        np.testing.assert_allclose(norms[part.valid()], np.linalg.norm(x, axis=1), rtol=1e-6)
+        assert not norms[~part.valid()].any()
 
 
 # Commits
@@ -207,7 +210,7 @@ def test_a_site_that_is_zero_throughout_is_kept_like_any_other(harvest: Harvest)
     for block in range(part.num_blocks):
         part.write_block(block, {site: torch.zeros_like(x) for site, x in _activations(part, block).items()})
     for site, width in WIDTHS.items():
-        assert torch.equal(_all_rows(part, site), torch.zeros(int(part.valid.sum()), width, dtype=torch.bfloat16))
+        assert torch.equal(_all_rows(part, site), torch.zeros(int(part.valid().sum()), width, dtype=torch.bfloat16))
         assert part.moments(site).mean_square == 0
         assert not part.norms(site).any()
 
@@ -218,7 +221,7 @@ def test_a_block_without_text_has_no_rows(harvest: Harvest) -> None:
     part = _filled(harvest)
     assert len(part.rows(0)) == 0
     assert part.moments(Site(0, "attn_z")).rows == len(part.rows(1)) + len(part.rows(2))
-    assert len(_all_rows(part, Site(0, "attn_z"))) == part.valid.sum()
+    assert len(_all_rows(part, Site(0, "attn_z"))) == part.valid().sum()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -493,3 +496,21 @@ def test_a_lost_layout_is_said_and_the_next_run_writes_it_anew(harvest: Harvest,
         harvest.part("train")
     harvest.lay_out(suite, WIDTHS)
     assert torch.equal(_all_rows(harvest.part("train"), Site(0, "attn_z")), expected)
+
+
+# Batches
+
+
+@pytest.mark.parametrize(("batch_rows", "shuffle_rows"), [(5, 7), (40, 7), (8, 30), (3, 500)])
+def test_batches_are_the_rows_of_their_order_though_memory_is_used_again(harvest: Harvest, batch_rows: int, shuffle_rows: int) -> None:
+    part, site = _filled(harvest), Site(0, "attn_z")
+    kept = part.valid() & (np.arange(len(part.valid())) % 4 != 0)
+    everything = torch.zeros(len(kept), WIDTHS[site], dtype=torch.bfloat16)
+    everything[torch.from_numpy(part.valid())] = _all_rows(part, site)
+    order = TrainingOrder(lambda _: kept, 1, len(kept), batch_rows=batch_rows, chunk_rows=part.chunk_rows, shuffle_rows=shuffle_rows, seed=1)
+    steps = 3 * int(kept.sum()) // batch_rows
+    with closing(Reader(part, site, order, batch_rows, steps, torch.device("cpu"))) as reader:
+        for t in range(steps):
+            rows = order.batch(t, lambda turn, group: torch.from_numpy(order.group(turn, group)[1]))
+            assert torch.equal(reader.batch(t), everything[rows])
+        assert len(reader.free) + len(reader.used) + len(reader.groups) <= 4 + batch_rows  # and does not grow with the steps

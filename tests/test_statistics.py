@@ -99,7 +99,3 @@ def test_the_norm_limit_is_a_multiple_of_the_median_that_few_massive_rows_do_not
     massive = norms.copy()
     massive[-10:] = 1e6
     assert norm_limit(massive, 10) == norm_limit(norms, 10)
-
-
-def test_without_a_maximum_no_norm_is_too_large():
-    assert norm_limit(np.array([1, 2, 3], dtype=np.float32), None) == math.inf

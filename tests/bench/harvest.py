@@ -21,7 +21,7 @@ from core.suite_file import parse_suite
 from storage.catalogue import Catalogue
 from storage.layout import PARTS
 from tasks.harvest import harvest_blocks
-from tasks.resources import loaded_anatomy
+from tasks.resources import borrowed_anatomy
 from tasks.tokenise import tokenise
 
 
@@ -54,9 +54,9 @@ def main() -> None:
             shutil.copytree(args.store / "models", Path(folder) / "models", copy_function=os.link)
         catalogue = Catalogue(suite, folder)
         tokenise.fn(catalogue)
-        anatomy = loaded_anatomy(catalogue)
-        bare_pass(anatomy, catalogue)
-        before = bare_pass(anatomy, catalogue)
+        with borrowed_anatomy(catalogue) as anatomy:
+            bare_pass(anatomy, catalogue)
+            before = bare_pass(anatomy, catalogue)
         idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         harvest_blocks.fn(catalogue)

@@ -29,7 +29,7 @@ def main() -> None:
     from core.site import Site
     from core.suite_file import parse_suite
     from storage.catalogue import Catalogue
-    from tasks.train import rows_within_norm
+    from tasks.train import rows_within, site_inputs
 
     parser = argparse.ArgumentParser(description="Write a site's training rows, those within the suite's maximum norm, to a .npy file.")
     parser.add_argument("suite", type=Path)
@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     catalogue = Catalogue(parse_suite(args.suite.read_text()), args.store)
     part = catalogue.harvest.part("train")
-    _, kept = rows_within_norm(part, args.site, catalogue.suite.training.max_norm)
+    kept = rows_within(part, args.site, site_inputs(catalogue, args.site)[1]["norm_limit"])
     np.save(args.out, torch.cat([batch.float() for batch in part.batches(args.site, kept)]).numpy())
 
 
