@@ -81,10 +81,7 @@ def staged(folder: Path) -> Iterator[Path]:
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.rename(folder)
     if folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
-        raise JumpsuiteError(
-            f"{folder} is there and is not a release, or holds other files too; expected a new folder or a release as it was written; "
-            "choose another with --to"
-        )
+        raise _not_a_release(str(folder), "folder")
     for left in (stage, old):
         shutil.rmtree(left, ignore_errors=True)
     stage.mkdir(parents=True)
@@ -103,6 +100,13 @@ def staged(folder: Path) -> Iterator[Path]:
 def _listed(sums: str) -> dict[str, str]:
     """The SHA-256 of each name; no name where a line has none."""
     return {name: sha256 for sha256, _, name in (line.partition("  ") for line in sums.splitlines())}
+
+
+def _not_a_release(where: str, kind: str) -> JumpsuiteError:
+    return JumpsuiteError(
+        f"{where} is there and is not a release, or holds other files too; expected a new {kind} or a release as it was written; "
+        "choose another with --to"
+    )
 
 
 def _is_ours(folder: Path) -> bool:
@@ -224,16 +228,22 @@ def check_sums(folder: Path) -> list[str]:
 
 
 def publish(folder: Path, store: Store) -> None:
-    """Make a store a release: its files put there, its checksums last; those that are there are not sent again, others there are removed after."""
+    """Make a store a release: its files put there, its checksums last. What is there is not sent again; what is of a release that was there
+    before is removed after.
+
+    Raises:
+        JumpsuiteError: the store holds what is of neither release, so nothing is put or removed.
+    """
     there = _listed(store.get(SUMS).decode(errors="replace")) if store.has(SUMS) else {}
-    here = _listed((folder / SUMS).read_text())
+    here, found = _listed((folder / SUMS).read_text()), store.keys("")
+    if not set(found) <= {*there, *here, SUMS}:
+        raise _not_a_release(store.address, "place")
     for name in sorted(here):
         if there.get(name) != here[name]:
             store.put_file(name, folder / name)
     store.put_file(SUMS, folder / SUMS)
-    for name in store.keys(""):
-        if name not in {*here, SUMS}:
-            store.delete(name)
+    for name in set(found) - {*here, SUMS}:
+        store.delete(name)
 
 
 def fetch(store: Store, folder: Path) -> None:

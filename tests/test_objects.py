@@ -304,8 +304,11 @@ def test_a_release_in_a_bucket_is_the_folder_it_was_made_in_and_nothing_older(s3
     with release.staged(made) as stage:
         release.write_file(stage, "README.md", b"words")
         release.write_file(stage, "saelens/L00/weights", b"numbers")
+    before = tmp_path / "before"
+    with release.staged(before) as stage:
+        release.write_file(stage, "scorecards/old.json", b"of the release before")
     store = Store(place)
-    store.put("scorecards/old.json", b"of the release before")
+    release.publish(before, store)
     release.publish(made, store)
     release.fetch(Store(place), fetched)
     assert {str(path.relative_to(fetched)) for path in fetched.rglob("*") if path.is_file()} == {"README.md", "SHA256SUMS", "saelens/L00/weights"}
@@ -314,6 +317,17 @@ def test_a_release_in_a_bucket_is_the_folder_it_was_made_in_and_nothing_older(s3
     release.publish(made, store)
     assert sent == ["SHA256SUMS"]
     assert not (Path.cwd() / "s3:").exists()
+
+
+def test_a_release_never_replaces_a_bucket_that_holds_other_things(s3: S3Server, tmp_path: Path) -> None:
+    made, store = tmp_path / "made", Store("s3://bucket")
+    with release.staged(made) as stage:
+        release.write_file(stage, "README.md", b"words")
+    store.put("thesis", b"years of work")
+    for _ in range(2):
+        with pytest.raises(JumpsuiteError, match=r"^s3://bucket is there and is not a release, or holds other files too; expected a new place or"):
+            release.publish(made, store)
+        assert store.keys("") == ["thesis"]
 
 
 def test_a_bucket_without_a_release_is_said_in_a_sentence(s3: S3Server, tmp_path: Path) -> None:
