@@ -166,7 +166,7 @@ def train_together(
     Trainers may stand at different steps: each waits for the batch that it has not seen. One that falls sick is reported and
     left; the others go on.
     """
-    while waiting := [trainer for trainer in trainers if not (trainer.done or trainer.sick) and trainer.step != stop]:
+    while waiting := [trainer for trainer in trainers if not (trainer.done or trainer.sick) and (stop is None or trainer.step < stop)]:
         t = min(trainer.step for trainer in waiting)
         x_BD = batch(t)
         for trainer in [trainer for trainer in waiting if trainer.step == t]:

@@ -263,6 +263,16 @@ def test_trainers_at_different_steps_each_wait_for_the_batch_they_have_not_seen(
         assert_same_to_the_bit(one, other)
 
 
+def test_trainers_that_leave_off_go_no_further_though_one_of_them_is_ahead_and_end_as_if_they_had_not():
+    alone = [run(Trainer(spec_of(**fields), training_of(), PLAIN, CPU)) for fields in PAIR]
+    together = [run(Trainer(spec_of(**fields), training_of(), PLAIN, CPU), until=until) for fields, until in zip(PAIR, (63, 20), strict=True)]
+    assert list(train_together(together, batch, never_sick, stop=40)) == list(range(21, 41))
+    assert [trainer.step for trainer in together] == [63, 40]
+    assert list(train_together(together, batch, never_sick)) == list(range(41, 101))
+    for one, other in zip(alone, together, strict=True):
+        assert_same_to_the_bit(one, other)
+
+
 # Sickness
 
 
