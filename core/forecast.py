@@ -52,7 +52,6 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
     weights = {spec: spec.width * (2 * shape.width_of(spec.site) + 2) + shape.width_of(spec.site) for spec in specs}
     train_rows = suite.text.num_sequences * (suite.text.context - 1)
     widths, itemsize = [shape.width_of(site) for site in sites], suite.activation_bytes
-    of_block = suite.block_bytes(widths)
     batch_flop = 2.0 * shape.parameters * suite.evaluation.loss_sequences * suite.text.context
     batch_bytes = {spec: 4 * suite.training.batch_rows * spec.width for spec in specs}
     training_bytes = max(sum(16 * weights[spec] + 2 * batch_bytes[spec] for spec in specs) for specs in sites.values()) // suite.training.shards
@@ -60,8 +59,8 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
         dictionaries=len(specs),
         sites=len(sites),
         rows=rows,
-        harvest_bytes=(suite.num_blocks + suite.num_held_out_blocks) * of_block,
-        window_bytes=(2 * suite.window_blocks + suite.num_held_out_blocks) * of_block,
+        harvest_bytes=suite.harvest_bytes(widths),
+        window_bytes=suite.rolling_bytes(widths),
         windows=suite.num_windows,
         harvest_flop=2.0 * shape.parameters * depth * tokens,
         training_rows=sum(spec.tokens for spec in specs),
@@ -69,7 +68,7 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
         evaluation_flop=batch_flop * sum(3 + len(specs) for specs in sites.values()),
         dictionary_bytes=4 * sum(weights.values()),
         checkpoint_bytes=12 * max(sum(weights[spec] for spec in specs) for specs in sites.values()),
-        host_bytes=max(2 * of_block, ROOMS * suite.training.shuffle_rows * max(widths) * itemsize),
+        host_bytes=max(2 * suite.block_bytes(widths), ROOMS * suite.training.shuffle_rows * max(widths) * itemsize),
         device_bytes=max(training_bytes, shape.parameters * (2 if suite.model.dtype == "bfloat16" else 4)),
         epochs=max(spec.tokens for spec in specs) / train_rows,
     )

@@ -4,7 +4,7 @@ Shuffled twice: within a block when it is harvested (the same at every site), an
 the rows of neighbouring chunks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -39,6 +39,7 @@ class TrainingOrder:
         kept: which rows of a window may be used, in store order.
         window_rows: of every window but the last, which may be shorter.
         chunk_rows: rows that the store reads together.
+        known_rows: how many rows are kept of the first windows, as far as that is known; of those `kept` is asked only to read them.
 
     Raises (when a batch is asked for):
         JumpsuiteError: no window has enough rows for a batch.
@@ -54,18 +55,19 @@ class TrainingOrder:
         chunk_rows: int,
         shuffle_rows: int,
         seed: int,
+        known_rows: Sequence[int] = (),
     ) -> None:
         self._kept, self._num_windows, self._window_rows = kept, num_windows, window_rows
-        self._batch_rows, self._chunk_rows, self._seed = batch_rows, chunk_rows, seed
+        self.batch_rows, self._chunk_rows, self._seed = batch_rows, chunk_rows, seed
         self._chunks_per_group = max(1, shuffle_rows // chunk_rows)
-        self._sizes: dict[int, int] = {}
+        self._kept_rows = dict(enumerate(known_rows))
         self._rows_of_chunk = lru_cache(maxsize=2)(self._compute_rows_of_chunk)
         self._chunk_order = lru_cache(maxsize=2)(self._compute_chunk_order)
         self._group_ends = lru_cache(maxsize=2)(self._compute_group_ends)
 
     def batch(self, t: int, read: Callable[[int, int], Tensor]) -> Tensor:
         """The rows of batch t, taken from `read(turn, group)`, which gives the rows of `self.group(turn, group)` in its order."""
-        pieces, row, missing = [], t * self._batch_rows, self._batch_rows
+        pieces, row, missing = [], t * self.batch_rows, self.batch_rows
         while missing:
             turn, offset = self._turn_at(row)
             ends = self._group_ends(turn)
@@ -99,21 +101,24 @@ class TrainingOrder:
 
     def steps(self, turn: int) -> int:
         """Batches up to the end of a turn; of a harvest that is one window, those that it completes."""
-        return self._rows_before(turn + 1) // self._batch_rows
+        return self._rows_before(turn + 1) // self.batch_rows
+
+    def kept_rows(self, window: int) -> int:
+        """Rows of a window that may be used."""
+        if window not in self._kept_rows:
+            self._kept_rows[window] = sum(map(len, self._rows_of_chunk(window)))
+        return self._kept_rows[window]
 
     def _size(self, turn: int) -> int:
         """Rows that training uses of a turn."""
-        window = turn % self._num_windows
-        if window not in self._sizes:
-            rows = sum(map(len, self._rows_of_chunk(window)))
-            self._sizes[window] = rows if self._num_windows == 1 else rows - rows % self._batch_rows
-        return self._sizes[window]
+        rows = self.kept_rows(turn % self._num_windows)
+        return rows if self._num_windows == 1 else rows - rows % self.batch_rows
 
     def _epoch_rows(self) -> int:
         rows = sum(map(self._size, range(self._num_windows)))
         if not rows:
             raise JumpsuiteError(
-                f"no window of the harvest has {self._batch_rows:,} rows to train on; expected a batch in one of {self._num_windows}; "
+                f"no window of the harvest has {self.batch_rows:,} rows to train on; expected a batch in one of {self._num_windows}; "
                 "raise harvest.window_tokens or training.max_norm, or lower training.batch_rows"
             )
         return rows

@@ -5,7 +5,7 @@ What is wrong with one is said here, in a sentence a fault, before any model is 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -277,12 +277,20 @@ class Suite(Section):
         first = turn % self.num_windows * self.window_blocks
         return range(first, min(first + self.window_blocks, self.num_blocks))
 
-    def block_bytes(self, widths: Iterable[int]) -> int:
+    def block_bytes(self, widths: Sequence[int]) -> int:
         """What the activations of a block take on a disk."""
         index = 4 + CHUNKS_PER_BLOCK * (16 + 4)
         return sum(self.harvest.block_sequences * (self.text.context - 1) * width * self.activation_bytes + index for width in widths)
 
-    def rolls(self, widths: Iterable[int]) -> bool:
+    def harvest_bytes(self, widths: Sequence[int]) -> int:
+        """What all activations take."""
+        return (self.num_blocks + self.num_held_out_blocks) * self.block_bytes(widths)
+
+    def rolling_bytes(self, widths: Sequence[int]) -> int:
+        """What a rolling harvest has at a time: two windows, and what is held out."""
+        return (2 * self.window_blocks + self.num_held_out_blocks) * self.block_bytes(widths)
+
+    def rolls(self, widths: Sequence[int]) -> bool:
         """Whether the harvest of sites of these widths is more than the quota allows at once.
 
         Raises:
@@ -290,12 +298,11 @@ class Suite(Section):
         """
         if self.harvest.quota is None:
             return False
-        of_block, held_out = self.block_bytes(widths), self.num_held_out_blocks
-        if (self.num_blocks + held_out) * of_block <= self.harvest.quota:
+        if self.harvest_bytes(widths) <= self.harvest.quota:
             return False
-        least = (2 * self.window_blocks + held_out) * of_block
-        if least > self.harvest.quota:
-            room = max(1, (self.harvest.quota // of_block - held_out) // 2) * self.harvest.block_sequences * self.text.context
+        if (least := self.rolling_bytes(widths)) > self.harvest.quota:
+            blocks = max(1, (self.harvest.quota // self.block_bytes(widths) - self.num_held_out_blocks) // 2)
+            room = blocks * self.harvest.block_sequences * self.text.context
             raise ConfigError(
                 f"harvest.quota is {self.harvest.quota:,} bytes; expected at least {least:,}, for two windows and what is held out; "
                 f"raise it, or lower harvest.window_tokens to {room:,} or text.held_out_tokens"

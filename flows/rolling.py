@@ -14,7 +14,7 @@ from flows.site import site_flow
 from storage.catalogue import Catalogue
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
-from tasks.train import been_through, goes_beyond
+from tasks.train import been_through, enter
 
 
 def roll(catalogue: Catalogue, ended: dict[Site, State]) -> None:
@@ -39,7 +39,7 @@ def roll(catalogue: Catalogue, ended: dict[Site, State]) -> None:
                 continue
             part.keep_only([*suite.window(turn), *suite.window(turn + 1)])
             harvest_blocks(catalogue.of(here), turn)
-            after = [site for site in here if goes_beyond(catalogue, site, turn)]
+            after = [site for site in here if enter(catalogue, site, turn)]
             ahead = harvest_blocks.submit(catalogue.of(after), turn + 1) if after else None
             for site in here:
                 name = f"site {site}, window {turn + 1}"

@@ -57,7 +57,6 @@ class Harvest:
     def __init__(self, store: Store, key: str, rolls: bool = False) -> None:
         self.store = store
         self.key = key
-        self.rolls = rolls
         self.prefix = f"harvests/{key}" + "-rolling" * rolls
 
     @property
@@ -273,10 +272,6 @@ class Part:
         counts = self.valid(blocks).reshape(len(blocks), self.block_rows).sum(1)
         found = [Moments(int(n), row[:-1], float(row[-1])) for n, row in zip(counts, sums, strict=True)]
         return sum(found[1:], start=found[0])
-
-    def has_statistics(self, site: Site, blocks: range) -> bool:
-        """Whether the norms and sums of some blocks are there, which stay when activations are removed."""
-        return all(self.harvest.store.has(self._object(f"statistics/{site}/{name}", block)) for block in blocks for name in ("norms", "sums"))
 
     def read(self, site: Site, chunks: Sequence[int], rows: Rows, room: Tensor | None = None) -> Tensor:
         """Rows of a site, in the order asked for.

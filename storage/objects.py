@@ -99,18 +99,13 @@ class Store:
         """
         with self._explained(key, "read"):
             data = self._place.get_range(key, start, length, room)
-        return self._whole(data, length)
+        return _whole(data, length)
 
     def get_end(self, key: str, length: int) -> Any:
         """The last bytes of an object, as a buffer. Raises as `get_range` does."""
         with self._explained(key, "read"):
             data = self._place.get_end(key, length)
-        return self._whole(data, length)
-
-    def _whole(self, data: Any, length: int) -> Any:
-        if len(data) != length:
-            raise ValueError("it is too short")
-        return data
+        return _whole(data, length)
 
     def put_file(self, key: str, path: Path) -> None:
         """Store a file of this machine as an object, a piece at a time."""
@@ -230,6 +225,12 @@ class Store:
     def local(self, key: str) -> Path:
         """A path of this machine, for what libraries read and write as files: in the store itself if it is a folder, else in a cache."""
         return self._place.files / key
+
+
+def _whole(data: Any, length: int) -> Any:
+    if len(data) != length:
+        raise ValueError("it is too short")
+    return data
 
 
 def _is_under_a_file(error: Exception) -> bool:

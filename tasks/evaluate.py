@@ -121,14 +121,14 @@ def sample_rows(part: Part, site: Site, limit: float | None) -> Tensor:
 
 
 def _row_scores(part: Part, site: Site, dictionary: Dictionary, limit: float | None) -> dict[str, Any]:
-    kept = rows_within(part, site, limit)
+    valid, kept = part.valid(), rows_within(part, site, limit)
     scored, everything = row_fidelity(dictionary, part.batches(site, kept)), None
-    if not np.array_equal(kept, part.valid()):
-        everything = row_fidelity(dictionary, part.batches(site, part.valid()))
+    if not np.array_equal(kept, valid):
+        everything = row_fidelity(dictionary, part.batches(site, valid))
     sample = row_fidelity(dictionary, [sample_rows(part, site, limit)])
     return {
         "rows": scored.rows,
-        "rows_left_out": int(part.valid().sum()) - scored.rows,
+        "rows_left_out": int(valid.sum()) - scored.rows,
         "l0": scored.l0,
         "fvu": scored.fvu,
         "fvu_all_rows": (everything or scored).fvu,

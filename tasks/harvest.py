@@ -35,10 +35,9 @@ def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
         turn: of a rolling harvest, the turn whose window is to be there.
     """
     sites = list(catalogue.sites)
-    wanted = {part: part.blocks for part in map(catalogue.harvest.part, PARTS)}
-    if turn is not None:
-        wanted[next(iter(wanted))] = catalogue.suite.window(turn)
-    missing = [(part, block) for part, blocks in wanted.items() for block in blocks if part.lacks(block, sites)]
+    window = {} if turn is None else {"train": catalogue.suite.window(turn)}
+    parts = map(catalogue.harvest.part, PARTS)
+    missing = [(part, block) for part in parts for block in window.get(part.name, part.blocks) if part.lacks(block, sites)]
     if not missing:
         return
     warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
@@ -69,12 +68,13 @@ def _claimed(missing: list[tuple[Part, int]], sites: list[Site], progress: Progr
         while missing:
             taken = []
             for part, block in missing:
-                claim = ours.enter_context(ExitStack())
+                claim = ExitStack()
                 try:
                     claim.enter_context(part.claim(block, watch))
                 except Taken:
                     taken.append((part, block))
                     continue
+                ours.enter_context(claim)
                 if part.lacks(block, sites):
                     yield part, block, claim
                 else:

@@ -28,9 +28,8 @@ def describe(catalogue: Catalogue, device: str | None = None, price: float | Non
         raise ConfigError(f"--price is {price:g}; expected what an hour of the device costs; write for example --price 2.5")
     rolls, f = catalogue.rolls, forecast(suite, catalogue.shape, sites)
     speed = _speed_of(device) if device else _speed_here(suite)
-    harvest = f.harvest_flop / (speed.bfloat16 if suite.model.dtype == "bfloat16" else speed.float32)
-    training = f.training_flop / (speed.bfloat16 if suite.training.encoder_product == "bfloat16" else speed.float32)
-    evaluation = f.evaluation_flop / (speed.bfloat16 if suite.model.dtype == "bfloat16" else speed.float32)
+    harvest, evaluation = f.harvest_flop / speed.of(suite.model.dtype), f.evaluation_flop / speed.of(suite.model.dtype)
+    training = f.training_flop / speed.of(suite.training.encoder_product)
     specs = [spec for specs in sites.values() for spec in specs]
     widths = ", ".join(width_label(width) for width in sorted({spec.width for spec in specs}))
     targets = ", ".join(f"{target:g}" for target in sorted({spec.target_l0 for spec in specs if spec.target_l0 is not None}))
@@ -69,6 +68,9 @@ class _Speed:
     bfloat16: float
     source: str
     advice: str | None = None
+
+    def of(self, dtype: str) -> float:
+        return self.bfloat16 if dtype == "bfloat16" else self.float32
 
 
 def _speed_here(suite: Suite) -> _Speed:

@@ -23,6 +23,8 @@ def _harvest(catalogue: Catalogue) -> str:
     parts = [harvest.part("train"), harvest.part("held_out")]
     total = sum(part.num_blocks for part in parts)
     done = total - sum(len(part.missing(list(catalogue.sites))) for part in parts)
+    if catalogue.rolls:
+        return f"rolls, {done} of {total} blocks are here now"
     return f"done, {total} blocks" if done == total else f"running, {done} of {total} blocks"
 
 

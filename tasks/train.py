@@ -96,7 +96,7 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
     if not start:
         log.info("%s: %s", site, describe_filter(inputs))
     with (
-        closing(Reader(part, site, order, training.batch_rows, stop, device)) as reader,
+        closing(Reader(part, site, order, stop, device)) as reader,
         Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows, silent=not stores) as progress,
     ):
         began = time.perf_counter()
@@ -123,6 +123,7 @@ def training_order(catalogue: Catalogue, site: Site) -> TrainingOrder:
         chunk_rows=part.chunk_rows,
         shuffle_rows=suite.training.shuffle_rows,
         seed=suite.training.order_seed,
+        known_rows=_known_rows(catalogue, site),
     )
 
 
@@ -131,7 +132,7 @@ def site_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict[str,
 
     Worked out once and kept, for of a rolling harvest that window is not always there.
     """
-    known = _kept_inputs(catalogue, site)
+    known = catalogue.harvest.inputs(site, _inputs_key(catalogue.suite))
     if known is None:
         normaliser, facts = _work_out_inputs(catalogue, site)
         known = {"mean": normaliser.mean.tolist(), "scale": normaliser.scale, "facts": facts}
@@ -139,28 +140,38 @@ def site_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict[str,
     return Normaliser(torch.tensor(known["mean"], dtype=torch.float32), known["scale"]), known["facts"]
 
 
-def _kept_inputs(catalogue: Catalogue, site: Site) -> dict[str, Any] | None:
-    return catalogue.harvest.inputs(site, _inputs_key(catalogue.suite))
-
-
 def _inputs_key(suite: Suite) -> str:
     return key_of(suite.training.inputs, suite.training.max_norm, suite.window_blocks)
 
 
 def been_through(catalogue: Catalogue, site: Site, turn: int) -> bool:
-    """Whether every dictionary of a site that is still to be trained has a checkpoint from after a turn."""
-    suite, part = catalogue.suite, catalogue.harvest.part("train")
-    seen = range(min(turn + 1, suite.num_windows))
-    if not (_kept_inputs(catalogue, site) and all(part.has_statistics(site, suite.window(window)) for window in seen)):
+    """Whether every dictionary of a site that is still to be trained has a checkpoint from after a turn, which `enter` was called of."""
+    if len(_known_rows(catalogue, site)) <= min(turn, catalogue.suite.num_windows - 1):
         return False  # nobody has been through what was never harvested
     steps = training_order(catalogue, site).steps(turn)
     return all(folder.progress >= steps for folder in map(catalogue.folder, catalogue.sites[site]) if not (folder.done or folder.failure))
 
 
-def goes_beyond(catalogue: Catalogue, site: Site, turn: int) -> bool:
-    """Whether a dictionary of a site is trained on more than the turns up to this one, which must have been harvested."""
-    steps = training_order(catalogue, site).steps(turn)
-    return any(catalogue.suite.training.num_steps(spec.tokens) > steps for spec in catalogue.sites[site])
+def enter(catalogue: Catalogue, site: Site, turn: int) -> bool:
+    """Note what a turn's window, which must be there, holds for a site; gives whether a dictionary of it is trained on more than that.
+
+    From then on no one need read a window's statistics to know which steps are its own.
+    """
+    order, window = training_order(catalogue, site), turn % catalogue.suite.num_windows
+    known = _known_rows(catalogue, site)
+    if len(known) == window:
+        catalogue.harvest.save_inputs(site, _windows_key(catalogue.suite), {"kept_rows": [*known, order.kept_rows(window)]})
+    return any(catalogue.suite.training.num_steps(spec.tokens) > order.steps(turn) for spec in catalogue.sites[site])
+
+
+def _known_rows(catalogue: Catalogue, site: Site) -> list[int]:
+    """How many rows are kept of each window that a rolling harvest has had so far."""
+    record = catalogue.harvest.inputs(site, _windows_key(catalogue.suite))
+    return list(record["kept_rows"]) if record else []
+
+
+def _windows_key(suite: Suite) -> str:
+    return f"windows-{_inputs_key(suite)}"
 
 
 def _work_out_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict[str, Any]]:
@@ -209,9 +220,9 @@ class Reader:
     A batch may lie in memory that the next but one is read into, so it is to be used before another is asked for.
     """
 
-    def __init__(self, part: Part, site: Site, order: TrainingOrder, batch_rows: int, num_steps: int, device: torch.device) -> None:
+    def __init__(self, part: Part, site: Site, order: TrainingOrder, num_steps: int, device: torch.device) -> None:
         self.part, self.site, self.order, self.device = part, site, order, device
-        self.num_rows = num_steps * batch_rows
+        self.num_rows = num_steps * order.batch_rows
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="read")
         self.groups: dict[tuple[int, int], Future[Tensor]] = {}
         self.used: list[Future[Tensor]] = []

@@ -8,18 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
+from command import environment, jumpsuite, results, write_suite
 from conftest import tiny_fields
-from test_pipeline import _environment, jumpsuite, results
 
 ONE = ["--only", "L01.mlp_out"]
 
 
 @pytest.fixture(scope="module")
 def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tiny_fields(tiny_model, tiny_text)))
-    return path
+    return write_suite(tiny_fields(tiny_model, tiny_text), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def undisturbed(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 def on_a_disk_of_its_own(script: str, *arguments: str | Path) -> str:
     """A shell script in a namespace of its own, where anybody may mount; gives what it printed."""
     command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-euc", script, "sh", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=_environment(PYTHON=sys.executable))
+    run = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment(PYTHON=sys.executable))
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
@@ -93,7 +90,7 @@ def test_a_store_that_is_deleted_under_a_run_is_said_and_the_next_run_makes_it_a
 ) -> None:
     store = tmp_path / "runs"
     command = [sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", str(store), *ONE]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment()) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()) as run:
         while not list(store.glob("harvests/*/commits/train/*")):
             time.sleep(0.005)
         for part in ("harvests", "dictionaries", "tiny", "locks"):

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import yaml
-from test_pipeline import jumpsuite
+from command import jumpsuite
 
 
 def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Path) -> None:

@@ -509,7 +509,7 @@ def test_batches_are_the_rows_of_their_order_though_memory_is_used_again(harvest
     everything[torch.from_numpy(part.valid())] = _all_rows(part, site)
     order = TrainingOrder(lambda _: kept, 1, len(kept), batch_rows=batch_rows, chunk_rows=part.chunk_rows, shuffle_rows=shuffle_rows, seed=1)
     steps = 3 * int(kept.sum()) // batch_rows
-    with closing(Reader(part, site, order, batch_rows, steps, torch.device("cpu"))) as reader:
+    with closing(Reader(part, site, order, steps, torch.device("cpu"))) as reader:
         for t in range(steps):
             rows = order.batch(t, lambda turn, group: torch.from_numpy(order.group(turn, group)[1]))
             assert torch.equal(reader.batch(t), everything[rows])

@@ -223,6 +223,11 @@ def test_a_turn_reads_rows_of_its_window_alone_each_once_and_leaves_out_less_tha
         assert set(rows) <= {window * window_rows + int(row) for row in np.flatnonzero(kept[window])}
     again = TrainingOrder(of, num_windows, window_rows, **options)
     assert batch_of(again, t - 1) == batch_of(order, t - 1)
+    asked.clear()
+    told = TrainingOrder(of, num_windows, window_rows, **options, known_rows=[int(window.sum()) for window in kept])
+    assert told.steps(2 * num_windows) == t
+    assert not asked, "what is known of a window was asked for"
+    assert batch_of(told, t - 1) == batch_of(order, t - 1)
 
 
 def test_a_group_names_the_chunks_that_its_rows_lie_in_whatever_its_window():

@@ -16,29 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from command import environment, jumpsuite, results, write_suite
 from conftest import S3Server, tiny_fields
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out", "attn_z")]
 
 
-def jumpsuite(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=_environment(**environment))
-
-
-def _environment(**more: str) -> dict[str, str]:
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    return plain | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
-
-
 @pytest.fixture(scope="module")
 def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
     fields = tiny_fields(tiny_model, tiny_text)
     fields["harvest"]["block_sequences"] = 64
-    path.write_text(yaml.safe_dump(fields))
-    return path
+    return write_suite(fields, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +39,6 @@ def first_run(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 @pytest.fixture(scope="module")
 def store(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     return first_run[0]
-
-
-def results(store: Path) -> dict[str, str]:
-    """Everything a run leaves for use, by name, with its checksum; Prefect's database and remembered digests are not."""
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for part in ("harvests", "dictionaries", "tiny")
-        for path in sorted((store / part).rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_one_command_goes_from_text_to_a_verified_release(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -92,7 +70,7 @@ def test_no_server_is_left_behind(first_run: tuple[Path, subprocess.CompletedPro
 def test_a_run_that_is_told_to_end_leaves_no_server_and_says_how_it_goes_on(told: signal.Signals, suite_file: Path, tmp_path: Path) -> None:
     # What a shell starts in the background ignores SIGINT, and so would the run.
     command = ["env", "--default-signal=INT", sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", str(tmp_path / "runs")]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment()) as run:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment()) as run:
         assert run.stderr
         said = next(line for line in run.stderr if line.startswith("train "))
         assert _processes_of(tmp_path)
@@ -156,7 +134,7 @@ def chaos(reference: Path, suite_file: Path, store: Path, kills: int, seed: int)
             [sys.executable, "-m", "flows.main", "run", suite_file, "--store", store],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
         while process.poll() is None and _files(store) < moment:
@@ -189,7 +167,7 @@ def test_a_run_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away_for
 def in_a_bucket(reference: Path, suite_file: Path, s3: S3Server, seconds: float) -> None:
     """Run in a bucket of a real S3 server that is killed in the middle and comes back."""
     command = [sys.executable, "-m", "flows.main", "run", str(suite_file), "--store", "s3://bucket/runs"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()) as run:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as run:
         assert run.stderr
         said = next(line for line in run.stderr if line.startswith("train "))
         s3.kill()
@@ -327,9 +305,9 @@ def prefect_server(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = _environment(PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
+    settings = environment(PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     for _ in range(600):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

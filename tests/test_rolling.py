@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from command import environment, jumpsuite, results, write_suite
 from conftest import tiny_fields
-from test_pipeline import _environment, jumpsuite, results
 
 from core.errors import ConfigError
 from core.suite_file import parse_suite
@@ -39,9 +38,7 @@ def fields(tiny_model: Path, tiny_text: Path) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("suite") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(fields(tiny_model, tiny_text)))
-    return path
+    return write_suite(fields(tiny_model, tiny_text), tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ def rolling(suite_file: Path, kept_whole: Path, quota: int, store: Path, kills: 
     with Peak(store) as peak:
         for _ in range(kills):
             ways: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-            with subprocess.Popen([sys.executable, "-m", "flows.main", *given], env=_environment(), **ways) as run:
+            with subprocess.Popen([sys.executable, "-m", "flows.main", *given], env=environment(), **ways) as run:
                 assert run.stderr
                 lines = chance.randrange(5, 40)
                 for line in run.stderr:
@@ -115,6 +112,8 @@ def rolling(suite_file: Path, kept_whole: Path, quota: int, store: Path, kills: 
     again = jumpsuite(*given)
     assert again.returncode == 0, again.stderr
     assert "harvest 2 sites" not in again.stderr
+    status = jumpsuite("status", *given[1:]).stdout
+    assert f"harvest  rolls, {HELD_OUT} of {BLOCKS + HELD_OUT} blocks are here now" in status
 
 
 def test_ten_times_more_activations_than_the_quota_give_the_same_weights(suite_file: Path, kept_whole: Path, quota: int, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from command import jumpsuite
 from PIL import Image
-from test_pipeline import jumpsuite
 
 from core.site import Site
 from core.suite_file import parse_suite

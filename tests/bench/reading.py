@@ -111,7 +111,7 @@ def main() -> None:
         )
 
         def ours() -> Iterator[Tensor]:
-            with closing(Reader(part, SITE, order, args.batch, steps, torch.device("cpu"))) as reader:
+            with closing(Reader(part, SITE, order, steps, torch.device("cpu"))) as reader:
                 yield from map(reader.batch, range(steps))
 
         def mapped() -> Iterator[Tensor]:
