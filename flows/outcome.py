@@ -11,10 +11,13 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed, State
 
 from core.errors import ConfigError, JumpsuiteError
+from storage.harvest import Struck
 from storage.places import FAULTS, cause_of
 
 MISCONFIGURED = "Misconfigured"
 """Name of the Failed state of a run that no repetition would help."""
+DAMAGED = "Damaged"
+"""Name of the Failed state of a run that found blocks damaged, which the next harvest makes anew."""
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ def outcome() -> Iterator[Outcome]:
         yield result
     except ConfigError as error:
         result.reason, result.name = str(error), MISCONFIGURED
+    except Struck as error:
+        result.reason, result.name = str(error), DAMAGED
     except JumpsuiteError as error:
         result.reason = str(error)
     except FAULTS as error:

@@ -46,6 +46,10 @@ AT_ONCE = 8
 """Objects written or read beside each other."""
 
 
+class Struck(Corrupt):
+    """Blocks were damaged, and are struck from the harvest: the next harvest makes them anew."""
+
+
 class Harvest:
     """One harvest of a store; `lay_out` makes it.
 
@@ -364,7 +368,7 @@ class Part:
         for block in blocks:
             self._commit_sites(block, self.harvested(block) - {site})
         numbers = ", ".join(map(str, blocks))
-        return Corrupt(f"{where}; run again, which harvests block {numbers} of {site} anew, for it is struck from the harvest now")
+        return Struck(f"{where}; run again, which harvests block {numbers} of {site} anew, for it is struck from the harvest now")
 
     def _commit_sites(self, block: int, sites: set[Site]) -> None:
         self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -122,18 +122,18 @@ class Folder:
 
     @contextmanager
     def lock(self, name: str, owns: Sequence[str], watch: bool) -> Iterator[None]:  # noqa: ARG002 - the system knows at once who lives
-        """The system lifts the lock when its process ends, however it ends. What a killed process was writing is swept away: obstore
-        writes `NAME#1` beside, then renames."""
+        """The system lifts the lock when its process ends, however it ends. What a killed process was writing is swept away, for obstore
+        writes `NAME#1` beside, then renames; and so are the files of locks that the dead left."""
         path = self.root / "locks" / name.replace("/", "-")
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
+            if not _is_locked(path, file):
+                raise Taken(self.where(name))
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Taken(self.where(name)) from None
-            if not _is_open(path, file):
-                raise Taken(self.where(name))  # its holder let go of it a moment ago, and with it of the file that we locked
-            try:
+                for other in path.parent.iterdir():
+                    with suppress(FileNotFoundError), other.open() as dead:
+                        if other != path and _is_locked(other, dead):
+                            other.unlink()
                 for pattern in owns:
                     for left in self.root.glob(f"{pattern}#[0-9]*"):
                         left.unlink()
@@ -217,11 +217,12 @@ class Taken(JumpsuiteError):
         super().__init__(f"{where} is being worked on by another run; expected one at a time; wait for it to end")
 
 
-def _is_open(path: Path, file: IO[Any]) -> bool:
-    """Whether a file is still the one of that name."""
+def _is_locked(path: Path, file: IO[Any]) -> bool:
+    """Lock a file, unless another process has it, or had it and let go of it, and of its name, before we did."""
     try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
+    except (BlockingIOError, FileNotFoundError):
         return False
 
 

@@ -101,3 +101,17 @@ def test_a_store_that_is_deleted_under_a_run_is_said_and_the_next_run_makes_it_a
     again = jumpsuite("run", suite_file, "--store", store, *ONE)
     assert again.returncode == 0, again.stderr
     assert results(store) == undisturbed
+
+
+def test_damaged_blocks_are_harvested_again_by_the_run_that_finds_them(suite_file: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    assert jumpsuite("harvest", suite_file, "--store", store, *ONE).returncode == 0
+    (part,) = store.glob("harvests/*/train")
+    for name in ("statistics/L01.mlp_out/sums/c/1/0", "activations/L01.mlp_out/c/5/0", "activations/L01.mlp_out/c/6/0"):
+        data = (part / name).read_bytes()
+        (part / name).write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    run = jumpsuite("run", suite_file, "--store", store, *ONE)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("expected what was harvested; harvesting it again") == 3
+    assert "Traceback" not in run.stderr
+    assert results(store) == undisturbed

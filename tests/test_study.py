@@ -156,9 +156,9 @@ def bytes_read(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of activations that training asks the store for, checksums included, indices of shards not."""
     total, get_range = [0], Store.get_range
 
-    def counted(self: Store, key: str, start: int, length: int) -> Any:
+    def counted(self: Store, key: str, start: int, length: int, room: Any) -> Any:
         total[0] += length * ("/activations/" in key)
-        return get_range(self, key, start, length)
+        return get_range(self, key, start, length, room)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "get_range", counted)
