@@ -2,9 +2,9 @@
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 
 import torch
 from prefect import task
@@ -46,11 +46,11 @@ def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
     # A block is written while the model runs over the next one, so two are in memory.
     with (
         Progress(f"harvest {len(sites)} sites", total, "tokens") as progress,
-        closing(_claimed(missing, sites, progress)) as claimed,
+        ExitStack() as claims,  # which outlive the writer
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
     ):
         writing: Future[None] | None = None
-        for part, block, claim in claimed:
+        for part, block, claim in _claimed(missing, sites, claims, progress):
             lacking = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
             with borrowed_anatomy(catalogue) as anatomy:
                 activations = _activations(anatomy, part, block, lacking, catalogue.suite.harvest.batch_sequences, progress)
@@ -61,30 +61,32 @@ def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
             writing.result()
 
 
-def _claimed(missing: list[tuple[Part, int]], sites: list[Site], progress: Progress) -> Generator[tuple[Part, int, ExitStack], None, None]:
-    """Each block that lacks a site, when it is ours to write, until none lacks any; its claim is to be closed once it is written."""
+def _claimed(missing: list[tuple[Part, int]], sites: list[Site], claims: ExitStack, progress: Progress) -> Iterator[tuple[Part, int, ExitStack]]:
+    """Each block that lacks a site, when it is ours to write, until none lacks any.
+
+    Its claim is to be closed once it is written; those that an error leaves open are closed with `claims`.
+    """
     watch = False
-    with ExitStack() as ours:
-        while missing:
-            taken = []
-            for part, block in missing:
-                claim = ExitStack()
-                try:
-                    claim.enter_context(part.claim(block, watch))
-                except Taken:
-                    taken.append((part, block))
-                    continue
-                ours.enter_context(claim)
-                if part.lacks(block, sites):
-                    yield part, block, claim
-                else:
-                    progress.advance(part.tokens(block).size)
-                    claim.close()
-            # What others have claimed they may finish, or die of.
-            watch = len(taken) == len(missing)
-            if watch:
-                time.sleep(LOOK_SECONDS)
-            missing = taken
+    while missing:
+        taken = []
+        for part, block in missing:
+            claim = ExitStack()
+            try:
+                claim.enter_context(part.claim(block, watch))
+            except Taken:
+                taken.append((part, block))
+                continue
+            claims.enter_context(claim)
+            if part.lacks(block, sites):
+                yield part, block, claim
+            else:
+                progress.advance(part.tokens(block).size)
+                claim.close()
+        # What others have claimed they may finish, or die of.
+        watch = len(taken) == len(missing)
+        if watch:
+            time.sleep(LOOK_SECONDS)
+        missing = taken
 
 
 def _write(part: Part, block: int, activations: dict[Site, Tensor], claim: ExitStack) -> None:

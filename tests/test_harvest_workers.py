@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import S3Server
+from torch import Tensor
 
+from core.site import Site
 from core.suite import Suite
 from storage import lease
 from storage.catalogue import Catalogue
+from storage.harvest import Part
+from storage.places import Taken
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
 
@@ -68,6 +72,23 @@ def test_any_number_of_workers_make_the_same_bytes_and_share_the_work(workers: i
         worker.join()
     assert [worker.exitcode for worker in together] == [0] * workers
     assert checksums(tmp_path / "together") == alone
+
+
+def test_every_block_is_claimed_until_it_is_written(suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue, write, seen = Catalogue(suite, tmp_path / "runs"), Part.write_block, []
+
+    def write_late(part: Part, block: int, activations: dict[Site, Tensor]) -> None:
+        time.sleep(0.05)  # for whoever may let go of the claim meanwhile
+        with pytest.raises(Taken), part.claim(block, watch=False):
+            pass
+        seen.append((part.name, block))
+        write(part, block, activations)
+
+    monkeypatch.setattr(Part, "write_block", write_late)
+    tokenise.fn(catalogue)
+    harvest_blocks.fn(catalogue)
+    assert len(seen) == 40
+    assert not list((tmp_path / "runs/locks").iterdir())
 
 
 def test_workers_share_a_bucket_and_take_over_from_the_dead(alone: dict[str, str], suite: Suite, s3: S3Server) -> None:
