@@ -19,7 +19,15 @@ Rows = npt.NDArray[np.int64]
 
 def _permutation(num: int, *seeds: int) -> Rows:
     # Sorting Philox's raw words gives the same order under every release of NumPy; `Generator.permutation` promises less.
-    return np.argsort(np.random.Philox(np.random.SeedSequence(seeds)).random_raw(num), kind="stable")
+    word = np.random.Philox(np.random.SeedSequence(seeds)).random_raw(num)
+    # Words that carry their index are sorted five times faster than indices by their words: the index takes the place of the lowest bits,
+    # which matter only where all others are equal.
+    bits = np.uint64(max(num - 1, 0).bit_length())
+    carrying = np.sort((word >> bits << bits) | np.arange(num, dtype=np.uint64))
+    upper = carrying >> bits
+    if (upper[1:] == upper[:-1]).any():
+        return np.asarray(np.argsort(word, kind="stable"))
+    return (carrying - (upper << bits)).astype(np.int64)
 
 
 def block_permutation(seed: int, block: int, num_rows: int) -> Rows:

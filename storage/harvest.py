@@ -285,13 +285,31 @@ class Part:
             room: where to put them: from `room`, or by default memory of their own.
         """
         chunk_E, row_E = np.divmod(rows, self.chunk_rows)
-        asked_for = np.argsort(chunk_E, kind="stable")
-        ends = np.searchsorted(chunk_E[asked_for], np.array([chunks, np.add(chunks, 1)]))
+        number_of = np.zeros(max(chunks) - min(chunks) + 1, np.uint16)  # so small that they are sorted by counting
+        number_of[np.subtract(chunks, min(chunks))] = np.arange(len(chunks))
+        number_E = number_of[chunk_E - min(chunks)]
+        by_chunk = np.argsort(number_E, kind="stable")
+        ends = np.cumsum(np.bincount(number_E, minlength=len(chunks)))
         x = (self.room(site, len(chunks)) if room is None else room)[: len(rows)]
-        for chunk, first, end in zip(chunks, *ends, strict=True):
-            here = asked_for[first:end]
-            move(self._chunk(site, chunk), row_E[here], bits_of(x), here)
+
+        of_chunk = list(zip(chunks, np.split(by_chunk, ends[:-1]), strict=True))
+
+        def fetch(first: int) -> None:
+            for chunk, here in of_chunk[first :: self._at_once]:
+                move(self._chunk(site, chunk), row_E[here], bits_of(x), here)
+
+        for _ in self._readers.map(fetch, range(self._at_once)):
+            pass
         return x
+
+    @property
+    def _at_once(self) -> int:
+        return self.harvest.store.at_once
+
+    @cached_property
+    def _readers(self) -> ThreadPoolExecutor:
+        """Threads that read chunks beside each other, each into memory of its own."""
+        return ThreadPoolExecutor(self._at_once, thread_name_prefix="chunk")
 
     def room(self, site: Site, num_chunks: int, pinned: bool = False) -> Tensor:
         """Memory for the rows of so many chunks, to `read` into; pinned, so that a GPU takes them while other things are done."""

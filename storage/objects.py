@@ -48,6 +48,11 @@ class Store:
     def exists(self) -> bool:
         return self._place.exists
 
+    @property
+    def at_once(self) -> int:
+        """How many objects are best read beside each other."""
+        return self._place.at_once
+
     def make(self) -> None:
         """Make a folder that is not there; find out that a bucket is.
 

@@ -7,7 +7,7 @@ of pairs of uint64, with a CRC32C of its own), so every reader of Zarr opens the
 
 from typing import Any
 
-import google_crc32c
+import crc32c
 import numpy as np
 import numpy.typing as npt
 
@@ -68,4 +68,4 @@ def _checked(data: Any, what: str) -> Array:
 
 
 def _checksum(data: Any) -> bytes:
-    return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
+    return crc32c.crc32c(data).to_bytes(CHECKSUM, "little")

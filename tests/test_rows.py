@@ -32,10 +32,21 @@ def test_the_square_is_finite_only_if_every_number_is(value: float, place: int, 
     assert not np.isfinite(sums(bits_of(x), np.empty(13), np.empty(3, np.float32)))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_rows_are_moved_as_an_index_moves_them(dtype: torch.dtype) -> None:
-    x, y = torch.randn(50, 9).to(dtype), torch.zeros(30, 9).to(dtype)
-    source, target = torch.randint(50, (20,)), torch.randperm(30)[:20]
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.sampled_from([1, 9, 16, 32, 33, 64, 640]),
+    bfloat16=st.booleans(),
+    first=st.integers(0, 3),
+    source_first=st.integers(0, 3),
+    seed=st.integers(0, 100),
+)
+def test_rows_are_moved_as_an_index_moves_them(width: int, bfloat16: bool, first: int, source_first: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    # Memory that begins anywhere, in the middle of a cache line too.
+    x = torch.randn(50 * width + source_first, generator=generator).to(dtype)[source_first:].view(50, width)
+    y = torch.zeros(30 * width + first, dtype=dtype)[first:].view(30, width)
+    source, target = torch.randint(50, (20,), generator=generator), torch.randperm(30, generator=generator)[:20]
     expected = y.clone()
     expected[target] = x[source]
     move(bits_of(x), source.numpy(), bits_of(y), target.numpy())
