@@ -26,8 +26,9 @@ def _permutation(num: int, *seeds: int) -> Rows:
     carrying = np.sort((word >> bits << bits) | np.arange(num, dtype=np.uint64))
     upper = carrying >> bits
     if (upper[1:] == upper[:-1]).any():
-        return np.asarray(np.argsort(word, kind="stable"))
-    return (carrying - (upper << bits)).astype(np.int64)
+        return np.argsort(word, kind="stable")
+    order: Rows = (carrying - (upper << bits)).astype(np.int64)
+    return order
 
 
 def block_permutation(seed: int, block: int, num_rows: int) -> Rows:

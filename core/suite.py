@@ -58,6 +58,8 @@ class Text(Section):
     """Training tokens, special tokens included."""
     held_out_tokens: int = Field(gt=0, examples=[100_000])
     """Tokens for evaluation, from documents that training never sees."""
+    more_tokens: int = Field(0, ge=0, examples=[1_000_000])
+    """Training tokens that follow those, from where in the text they ended. What was harvested of `tokens` and of fewer `more_tokens` stays."""
     seed: int = Field(0, ge=0, examples=[0])
 
     @model_validator(mode="after")
@@ -71,7 +73,16 @@ class Text(Section):
 
     @property
     def num_sequences(self) -> int:
-        return self.tokens // self.context
+        """Of the training part."""
+        return self.tokens // self.context + self.num_more_sequences
+
+    @property
+    def num_more_sequences(self) -> int:
+        return self.more_tokens // self.context
+
+    @property
+    def training_tokens(self) -> int:
+        return self.tokens + self.more_tokens
 
     @property
     def num_held_out_sequences(self) -> int:
@@ -325,6 +336,13 @@ class Suite(Section):
                 f"text.tokens is {self.text.tokens:,}; expected at least one training batch of {self.training.batch_rows:,} rows "
                 "besides the BOS of each sequence; raise text.tokens or lower training.batch_rows"
             )
+        of_block = self.harvest.block_sequences * self.text.context
+        if self.text.more_tokens and (self.text.tokens % of_block or self.text.more_tokens % of_block):
+            raise impossible(
+                f"text.tokens is {self.text.tokens:,}, and text.more_tokens is {self.text.more_tokens:,}; expected whole blocks of "
+                f"{of_block:,} tokens ({self.harvest.block_sequences} sequences of {self.text.context:,}), for what is harvested stays as it is; "
+                "write multiples of that"
+            )
         if self.num_windows > 1 and self.window_blocks * self.harvest.block_sequences * (self.text.context - 1) < self.training.batch_rows:
             raise impossible(
                 f"harvest.window_tokens is {self.harvest.window_tokens:,}; expected at least one training batch of {self.training.batch_rows:,} "
@@ -390,20 +408,21 @@ class Suite(Section):
         return found
 
     def harvest_key(self, model_identity: str, text_identity: str) -> str:
-        """Names the harvest. Sites are not part of it: one that is added later joins the same rows."""
+        """Names the harvest. Sites are not part of it, for one that is added later joins the same rows; nor are tokens that are added."""
         model = {"identity": model_identity, "dtype": self.model.dtype}
-        text = self.text.model_dump(exclude={"source"}) | {"identity": text_identity}
+        text = self.text.model_dump(exclude={"source", "more_tokens"}) | {"identity": text_identity}
         return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump(exclude={"window_tokens", "quota"}))
 
     def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:
         windows = [self.window_blocks] if self.num_windows > 1 else []
-        return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity(), *windows)
+        more = [{"more_sequences": self.text.num_more_sequences}] if self.text.num_more_sequences else []
+        return key_of("dictionary", FORMATS["dictionary"], harvest_key, spec.identity(), self.training.identity(), *windows, *more)
 
     def scorecard_key(self, dictionary_key: str) -> str:
         return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
 
-FORMATS = {"harvest": 3, "dictionary": 4, "scorecard": 1}
+FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "paces", "prefect"}

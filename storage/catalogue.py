@@ -62,7 +62,7 @@ class Catalogue:
     @cached_property
     def harvest(self) -> Harvest:
         key = self.suite.harvest_key(self.source.identity, texts.identity(self.store, self.suite.text))
-        return Harvest(self.store, key, self.rolls)
+        return Harvest(self.store, key, self.suite.text.num_sequences, self.rolls)
 
     def folder(self, spec: DictionarySpec) -> DictionaryFolder:
         return DictionaryFolder(self.store, spec, self.suite.dictionary_key(self.harvest.key, spec))

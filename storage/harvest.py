@@ -55,12 +55,14 @@ class Harvest:
 
     Args:
         key: of the configuration that made it (`Suite.harvest_key`).
+        num_sequences: of its training part, where more may have been added since; by default all that there are.
         rolls: only some of its blocks are there at a time. It lies apart from one that is whole, which nobody removes anything of.
     """
 
-    def __init__(self, store: Store, key: str, rolls: bool = False) -> None:
+    def __init__(self, store: Store, key: str, num_sequences: int | None = None, rolls: bool = False) -> None:
         self.store = store
         self.key = key
+        self.num_sequences = num_sequences
         self.prefix = f"harvests/{key}" + "-rolling" * rolls
 
     @property
@@ -70,7 +72,22 @@ class Harvest:
     @cached_property
     def description(self) -> dict[str, Any] | None:
         """What the tokens are: model, text, fingerprint, special tokens; None until they are all written."""
-        return self.store.get_record(f"{self.prefix}/commits/tokens.json")
+        record = self.store.get_record(self._tokens)
+        if record is None:
+            return None
+        fingerprints = record.pop("token_fingerprints")
+        wanted = str(self.num_sequences or max(map(int, fingerprints)))
+        return record | {"token_fingerprint": fingerprints[wanted]} if wanted in fingerprints else None
+
+    @property
+    def num_written(self) -> int:
+        """Sequences of the training part whose tokens are committed."""
+        record = self.store.get_record(self._tokens)
+        return max(map(int, record["token_fingerprints"])) if record else 0
+
+    @property
+    def _tokens(self) -> str:
+        return f"{self.prefix}/commits/tokens.json"
 
     def turn(self) -> AbstractContextManager[None]:
         """The right to lay out the harvest and to write its tokens, after whoever has it."""
@@ -81,7 +98,8 @@ class Harvest:
         record = self.store.get_record(self._layout)
         if record is None:
             raise Corrupt(f"{self.store.where(self._layout)} is missing; expected the harvest's layout; run again, which writes it anew")
-        return Part(self, name, Layout.from_record(record["layout"]))
+        layout = Layout.from_record(record["layout"])
+        return Part(self, name, layout.with_training(self.num_sequences or layout.sequences["train"]))
 
     def lay_out(self, suite: Suite, widths: dict[Site, int]) -> None:
         """Leave arrays for tokens and for these sites, beside those that are there. To be called in `turn`.
@@ -91,7 +109,8 @@ class Harvest:
         record = self.store.get_record(self._layout) or {"layout": {"widths": {}}, "metadata": {}}
         there = {Site.parse(name): width for name, width in record["layout"]["widths"].items()}
         layout = Layout.of(suite, there | widths)
-        metadata = layout.metadata(self.description or {})
+        layout = layout.with_training(max(layout.sequences["train"], record["layout"].get("sequences", {}).get("train", 0)))
+        metadata = layout.metadata(self.store.get_record(self._tokens) or {})
         with ThreadPoolExecutor(AT_ONCE) as pool:
             put = dict(zip(metadata, pool.map(partial(self._put_metadata, record["metadata"]), metadata.items()), strict=True))
         now = {"layout": layout.record(), "metadata": put}
@@ -124,7 +143,9 @@ class Harvest:
             part = self.part(name)
             for block in part.blocks:
                 digest.update(part.tokens(block).tobytes())
-        self.store.put_record(f"{self.prefix}/commits/tokens.json", description | {"token_fingerprint": digest.hexdigest()})
+        record = self.store.get_record(self._tokens) or description | {"token_fingerprints": {}}
+        record["token_fingerprints"][str(self.part("train").num_sequences)] = digest.hexdigest()
+        self.store.put_record(self._tokens, record)
         self.__dict__.pop("description", None)
 
     def inputs(self, site: Site, key: str) -> dict[str, Any] | None:
@@ -149,6 +170,7 @@ class Part:
     def __init__(self, harvest: Harvest, name: str, layout: Layout) -> None:
         self.harvest = harvest
         self.name = name
+        self.num_sequences = layout.sequences[name]
         self.num_blocks = layout.num_blocks(name)
         self.block_rows = layout.block_rows
         self.block_sequences = layout.block_sequences
@@ -174,8 +196,7 @@ class Part:
 
     def tokens(self, block: int) -> Tokens:
         """The tokens of a block, sequences x context."""
-        first, num_sequences = block * self.block_sequences, self._arrays["tokens"].shape[0]
-        return self._get("tokens", [block])[: num_sequences - first]
+        return self._get("tokens", [block])[: self.num_sequences - block * self.block_sequences]
 
     def first_tokens(self, num_sequences: int) -> Tokens:
         blocks = range(-(-num_sequences // self.block_sequences))

@@ -4,7 +4,7 @@ zarr-python writes the metadata, here in memory. What the harvest itself reads o
 changed byte of a `zarr.json` misleads it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class Layout:
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
+
+    def with_training(self, sequences: int) -> "Layout":
+        """The same with a training part of so many sequences."""
+        return replace(self, sequences=self.sequences | {"train": sequences})
 
     def num_blocks(self, part: str) -> int:
         return -(-self.sequences[part] // self.block_sequences)

@@ -37,7 +37,7 @@ commit {trained}, scored at {scored_by}.
 | | |
 |---|---|
 | model | `{suite.model.source}`{_revision(suite)}, run in {suite.model.dtype} |
-| text | `{text.source}`: {text.tokens:,} tokens to train on, {text.held_out_tokens:,} held out, in sequences of {text.context:,} |
+| text | `{text.source}`: {text.training_tokens:,} tokens to train on, {text.held_out_tokens:,} held out, in sequences of {text.context:,} |
 | text fingerprint | `{description["token_fingerprint"][:16]}` (SHA-256 of the tokens) |
 | sites | {", ".join(f"`{site}` (`{hook}`)" for site, hook in hooks.items())} |
 | intact loss | {loss["intact"]:.3f} nats a token, over {loss["sequences"]} held-out sequences |

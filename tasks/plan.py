@@ -42,7 +42,7 @@ def describe(catalogue: Catalogue, device: str | None = None, price: float | Non
         ("model", f"{suite.model.source}, {catalogue.shape.layers} layers, d_model {catalogue.shape.d_model:,}"),
         ("sites", f"layers {_ranges(layers)}; {', '.join(kinds)}"),
         ("dictionaries", f"width {widths}; {'; '.join(sparsities)}"),
-        ("text", f"{suite.text.source}: {suite.text.tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out"),
+        ("text", f"{suite.text.source}: {suite.text.training_tokens:,} tokens to train on, {suite.text.held_out_tokens:,} held out"),
         ("harvest", f"{f.rows:,} rows a site, {f.harvest_flop:.2g} FLOP"),
         ("training", f"{f.training_rows:,} rows in all, up to {f.epochs:.1f} epochs, {f.training_flop:.2g} FLOP"),
         ("on disk", _on_disk(f, rolls)),

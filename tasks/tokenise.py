@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from core.errors import ConfigError
 from core.packing import Packer, SpecialTokens, Tokens, is_held_out
-from core.suite import Text
+from core.suite import Suite, Text
 from storage import texts
 from storage.catalogue import Catalogue
 from storage.harvest import Harvest
@@ -39,7 +39,7 @@ def _make_tokens(catalogue: Catalogue) -> None:
     tokenizer = catalogue.source.load_tokenizer()
     special = special_tokens(tokenizer)
     harvest.lay_out(suite, {})
-    _write(harvest, suite.text, suite.harvest.shuffle_seed, special, _tokenised(tokenizer, suite.text))
+    _write(harvest, suite, special, _tokenised(tokenizer, suite.text))
     harvest.commit_tokens(
         {
             "model": catalogue.source.identity,
@@ -57,7 +57,8 @@ def _make_tokens(catalogue: Catalogue) -> None:
 
 def _tokenised(tokenizer: object, text: Text) -> Iterator[tuple[str, list[int]]]:
     """(part, tokens) of each document."""
-    # A little more than its share is held out: the part that fills last decides how much text is read.
+    # A little more than its share is held out: the part that fills last decides how much text is read. Tokens that are added later do not
+    # change the share, so a document is always on the same side.
     share = text.held_out_tokens / (text.tokens + text.held_out_tokens)
     share *= 1 + (1 - share) / 10
     for documents in _batched(texts.documents(text)):
@@ -70,10 +71,12 @@ def _batched(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _write(harvest: Harvest, text: Text, shuffle_seed: int, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]]) -> None:
+def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]]) -> None:
+    text = suite.text
     wanted = dict(zip(PARTS, (text.num_sequences, text.num_held_out_sequences), strict=True))
     packers = {name: Packer(special, text.context) for name in PARTS}
     parts = {name: harvest.part(name) for name in PARTS}
+    there = {"train": harvest.num_written, "held_out": wanted["held_out"] if harvest.num_written else 0}
     packed: dict[str, int] = dict.fromkeys(PARTS, 0)
     waiting: dict[str, list[Tokens]] = {name: [] for name in PARTS}
     with Progress("tokenise", sum(wanted.values()) * text.context, "tokens") as progress:
@@ -86,14 +89,21 @@ def _write(harvest: Harvest, text: Text, shuffle_seed: int, special: SpecialToke
                 progress.advance(text.context)
                 if len(waiting[name]) == parts[name].block_sequences or packed[name] == wanted[name]:
                     block = (packed[name] - 1) // parts[name].block_sequences
-                    parts[name].write_tokens(block, np.stack(waiting[name]), special, shuffle_seed)
+                    if packed[name] > there[name]:
+                        parts[name].write_tokens(block, np.stack(waiting[name]), special, suite.harvest.shuffle_seed)
+                    elif not np.array_equal(parts[name].tokens(block), np.stack(waiting[name])):
+                        raise ConfigError(
+                            f"text.source is {text.source!r}, which no longer gives the tokens that were harvested of it; expected the same text, "
+                            "to add to; pin its revision, or give the suite another text.seed to begin anew"
+                        )
                     waiting[name] = []
             if packed == wanted:
                 return
     for name, field in zip(PARTS, ("tokens", "held_out_tokens"), strict=True):
         if packed[name] < wanted[name]:
             # How documents fall on the two parts depends on their sizes, so the last few percent are not promised.
+            of_all = " with text.more_tokens" if name == "train" and text.more_tokens else ""
             raise ConfigError(
-                f"text.{field} is {wanted[name] * text.context:,}; expected at most about {int(0.95 * packed[name]) * text.context:,}, "
+                f"text.{field} is {wanted[name] * text.context:,}{of_all}; expected at most about {int(0.95 * packed[name]) * text.context:,}, "
                 f"as {text.source} gives {packed[name] * text.context:,}; lower text.{field}, or choose a larger text of more documents"
             )

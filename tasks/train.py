@@ -171,7 +171,7 @@ def _known_rows(catalogue: Catalogue, site: Site) -> list[int]:
 
 
 def _windows_key(suite: Suite) -> str:
-    return f"windows-{_inputs_key(suite)}"
+    return f"windows-{_inputs_key(suite)}-{suite.num_blocks}"
 
 
 def _work_out_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict[str, Any]]:
