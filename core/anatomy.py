@@ -3,7 +3,7 @@
 It reads decoders of the Gemma 2 and 3, Llama, Qwen, Mistral, GPT-2 and GPT-NeoX kind. Not here: running the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -70,12 +70,8 @@ class Anatomy:
         return f"{name}.{place.side}"
 
     @contextmanager
-    def capture(self, sites: list[Site], into: dict[Site, Tensor]) -> Iterator[None]:
-        """While open, each forward pass leaves every site's activations (sequences x positions x D) in `into`."""
-
-        def keep(site: Site, x: Tensor) -> None:
-            into[site] = x
-
+    def capture(self, sites: list[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
+        """While open, each forward pass gives every site's activations (sequences x positions x D) to `keep`, as soon as they are there."""
         with _hooked([_hook(self.place(site), lambda x, site=site: keep(site, x)) for site in sites]):
             yield
 

@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 BITS: dict[str, Any] = {"bfloat16": np.dtype("uint16"), "float32": np.dtype("float32")}
 """How rows are moved: NumPy's own types, so bfloat16 as its bits."""
 
-AT_ONCE = 8
-"""Objects written or read beside each other."""
-
 
 class Struck(Corrupt):
     """Blocks were damaged, and are struck from the harvest: the next harvest makes them anew."""
@@ -111,7 +108,7 @@ class Harvest:
         layout = Layout.of(suite, there | widths)
         layout = layout.with_training(max(layout.sequences["train"], record["layout"].get("sequences", {}).get("train", 0)))
         metadata = layout.metadata(self.store.get_record(self._tokens) or {})
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(self.store.at_once) as pool:
             put = dict(zip(metadata, pool.map(partial(self._put_metadata, record["metadata"]), metadata.items()), strict=True))
         now = {"layout": layout.record(), "metadata": put}
         if now != record:
@@ -246,7 +243,7 @@ class Part:
             JumpsuiteError: an activation is not finite.
         """
         # Sites beside each other: in a bucket most of the time is waiting, and on a disk the sums of one go on while another is written.
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(self._at_once) as pool:
             for _ in pool.map(partial(self._write_site, block), activations, activations.values()):
                 pass
         self._commit_sites(block, self.harvested(block) | set(activations))
@@ -337,6 +334,10 @@ class Part:
         width = self._arrays[f"activations/{site}"].shape[1]
         return torch.empty(num_chunks * self.chunk_rows, width, dtype=getattr(torch, self.dtype), pin_memory=pinned)
 
+    def block_room(self, site: Site) -> Tensor:
+        """Memory for the rows of a block, to be written with `write_block`."""
+        return torch.empty(self.block_rows, self._arrays[f"activations/{site}"].shape[1], dtype=getattr(torch, self.dtype))
+
     def batches(self, site: Site, wanted: npt.NDArray[np.bool_]) -> Iterator[Tensor]:
         """The wanted rows of a site in store order, a chunk at a time; chunks without one are left out.
 
@@ -379,7 +380,7 @@ class Part:
 
     def _get(self, name: str, blocks: Sequence[int]) -> Any:
         """What an array has for some blocks, one after another."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(self._at_once) as pool:
             found = list(pool.map(partial(self._try, name), blocks))
         damaged = [block for block, piece in zip(blocks, found, strict=True) if isinstance(piece, str)]
         if damaged:

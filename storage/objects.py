@@ -50,7 +50,7 @@ class Store:
 
     @property
     def at_once(self) -> int:
-        """How many objects are best read beside each other."""
+        """How many objects are best read or written beside each other."""
         return self._place.at_once
 
     def make(self) -> None:
@@ -91,7 +91,7 @@ class Store:
     def put_pieces(self, key: str, pieces: list[Any]) -> None:
         """Store an object whole that lies in several buffers."""
         with self._explained(key, "written"):
-            obstore.put(self._objects, key, iter(pieces))
+            self._place.put_pieces(key, pieces)
 
     def get_range(self, key: str, start: int, length: int, room: Any = None) -> Any:
         """A part of an object, as a buffer.

@@ -41,19 +41,24 @@ def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
     if not missing:
         return
     warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
-    widths = {site: catalogue.shape.width_of(site) for site in sites}
     total = sum(part.tokens(block).size for part, block in missing)
-    # A block is written while the model runs over the next one, so two are in memory.
+    # A block is written while the model runs over the next one, so two are in memory, the same again and again.
     with (
         Progress(f"harvest {len(sites)} sites", total, "tokens") as progress,
         ExitStack() as claims,  # which outlive the writer
         ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
     ):
         writing: Future[None] | None = None
-        for part, block, claim in _claimed(missing, sites, claims, progress):
-            lacking = {site: widths[site] for site in sorted(set(sites) - part.harvested(block))}
+        rooms: tuple[dict[Site, Tensor], dict[Site, Tensor]] = ({}, {})
+        for number, (part, block, claim) in enumerate(_claimed(missing, sites, claims, progress)):
+            room = rooms[number % 2]
+            lacking = sorted(set(sites) - part.harvested(block))
+            for site in lacking:
+                if site not in room:
+                    room[site] = part.block_room(site)
+            activations = {site: room[site] for site in lacking}
             with borrowed_anatomy(catalogue) as anatomy:
-                activations = _activations(anatomy, part, block, lacking, catalogue.suite.harvest.batch_sequences, progress)
+                _gather(anatomy, part, block, activations, catalogue.suite.harvest.batch_sequences, progress)
             if writing:
                 writing.result()
             writing = writer.submit(_write, part, block, activations, claim)
@@ -94,31 +99,39 @@ def _write(part: Part, block: int, activations: dict[Site, Tensor], claim: ExitS
         part.write_block(block, activations)
 
 
-def _move(x_XD: Tensor, source: Tensor, gathered_BD: Tensor, target: Tensor) -> None:
+def _move(x_XD: Tensor, source: Tensor, block_BD: Tensor, target: Tensor) -> None:
     """Rows of what the model gave, on any device and of any type, to their places in a block."""
-    if x_XD.is_cpu and x_XD.dtype == gathered_BD.dtype:
-        move(bits_of(x_XD.contiguous()), source.numpy(), bits_of(gathered_BD), target.numpy())
+    if x_XD.is_cpu and x_XD.dtype == block_BD.dtype:
+        move(bits_of(x_XD.contiguous()), source.numpy(), bits_of(block_BD), target.numpy())
     else:
-        gathered_BD[target] = x_XD[source.to(x_XD.device)].to(gathered_BD.dtype).cpu()
+        block_BD[target] = x_XD[source.to(x_XD.device)].to(block_BD.dtype).cpu()
 
 
 @torch.inference_mode()
-def _activations(anatomy: Anatomy, part: Part, block: int, widths: dict[Site, int], batch_sequences: int, progress: Progress) -> dict[Site, Tensor]:
-    """Rows x D of each site, in the block's shuffled order."""
+def _gather(anatomy: Anatomy, part: Part, block: int, room: dict[Site, Tensor], batch_sequences: int, progress: Progress) -> None:
+    """Fill block rows x D of each site in the block's shuffled order, and with zeros where it has fewer rows."""
     tokens = torch.from_numpy(part.tokens(block)).long()
     rows = torch.from_numpy(part.rows(block)).long()
     sequence, position = rows[:, 0] - block * part.block_sequences, rows[:, 1]
     device = next(anatomy.model.parameters()).device
-    captured: dict[Site, Tensor] = {}
-    gathered = {site: torch.zeros(part.block_rows, width, dtype=getattr(torch, part.dtype)) for site, width in widths.items()}
-    last = max(site.layer for site in widths)
-    with anatomy.capture(list(widths), into=captured):
+    of_batch: dict[Site, Tensor] = {}
+    source = target = rows
+
+    def keep(site: Site, x: Tensor) -> None:
+        if x.is_cpu:
+            # At once, while it is in the cache: then the model's next layer takes the memory of the last one.
+            _move(x.flatten(0, 1), source, room[site], target)
+        else:
+            of_batch[site] = x  # the device goes on meanwhile
+
+    for x_BD in room.values():
+        x_BD[len(rows) :] = 0
+    with anatomy.capture(list(room), keep):
         for first in range(0, len(tokens), batch_sequences):
             batch = tokens[first : first + batch_sequences]
-            anatomy.run_to(last, batch.to(device))
-            here = torch.nonzero((sequence >= first) & (sequence < first + len(batch)))[:, 0]
-            source = (sequence[here] - first) * batch.shape[1] + position[here]
-            for site, x in captured.items():
-                _move(x.flatten(0, 1), source, gathered[site], here)
+            target = torch.nonzero((sequence >= first) & (sequence < first + len(batch)))[:, 0]
+            source = (sequence[target] - first) * batch.shape[1] + position[target]
+            anatomy.run_to(max(site.layer for site in room), batch.to(device))
+            for site, x in of_batch.items():
+                _move(x.flatten(0, 1), source, room[site], target)
             progress.advance(batch.numel())
-    return gathered

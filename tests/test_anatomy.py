@@ -72,7 +72,7 @@ def model(family: str) -> Any:
 @pytest.fixture(scope="module")
 def captured(model: Any) -> dict[Site, Tensor]:
     found: dict[Site, Tensor] = {}
-    with Anatomy(model).capture(ALL_SITES, into=found):
+    with Anatomy(model).capture(ALL_SITES, found.__setitem__):
         model(TOKENS, use_cache=False)
     return found
 
@@ -114,7 +114,7 @@ def test_mlp_out_is_what_the_mlp_adds_to_the_residual_stream(family: str, model:
         torch.testing.assert_close(captured[Site(layer, "mlp_out")], _output_of(model, name), rtol=0, atol=0)
     zeroed: dict[Site, Tensor] = {}
     anatomy, site = Anatomy(model), Site(1, "mlp_out")
-    with anatomy.splice(site, torch.zeros_like), anatomy.capture([Site(1, "resid_post")], into=zeroed):
+    with anatomy.splice(site, torch.zeros_like), anatomy.capture([Site(1, "resid_post")], zeroed.__setitem__):
         model(TOKENS, use_cache=False)
     difference = captured[Site(1, "resid_post")] - zeroed[Site(1, "resid_post")]
     torch.testing.assert_close(difference, captured[site], rtol=1e-4, atol=1e-4)
@@ -128,7 +128,7 @@ def test_a_run_to_a_layer_gives_what_the_full_pass_gives_and_runs_nothing_after_
         ran.clear()
         found: dict[Site, Tensor] = {}
         sites = [site for site in ALL_SITES if site.layer <= layer]
-        with anatomy.capture(sites, into=found):
+        with anatomy.capture(sites, found.__setitem__):
             anatomy.run_to(layer, TOKENS)
         assert set(found) == set(sites)
         assert all(torch.equal(found[site], captured[site]) for site in sites)
@@ -165,7 +165,7 @@ def test_a_splice_replaces_its_site_and_nothing_before_it(model: Any, captured: 
     anatomy, site = Anatomy(model), Site(1, kind)
     seen: dict[Site, Tensor] = {}
     replacement = torch.randn_like(captured[site])
-    with anatomy.splice(site, lambda _: replacement), anatomy.capture(ALL_SITES, into=seen):
+    with anatomy.splice(site, lambda _: replacement), anatomy.capture(ALL_SITES, seen.__setitem__):
         logits = model(TOKENS, use_cache=False).logits
     assert torch.equal(seen[site], replacement)
     assert all(torch.equal(seen[Site(0, other)], captured[Site(0, other)]) for other in KINDS)
@@ -184,7 +184,11 @@ def test_no_hook_is_left_behind_even_after_an_error(model: Any) -> None:
     def fails(_: Tensor) -> Tensor:
         raise RuntimeError("the replacement failed")
 
-    with pytest.raises(RuntimeError, match="the replacement failed"), anatomy.splice(Site(0, "mlp_out"), fails), anatomy.capture(ALL_SITES, into={}):
+    with (
+        pytest.raises(RuntimeError, match="the replacement failed"),
+        anatomy.splice(Site(0, "mlp_out"), fails),
+        anatomy.capture(ALL_SITES, {}.__setitem__),
+    ):
         model(TOKENS)
     assert _num_hooks(model) == before
     with pytest.raises(RuntimeError, match="the replacement failed"), anatomy.splice(Site(0, "mlp_out"), fails):

@@ -173,7 +173,7 @@ def test_deleting_activations_changes_the_loss_and_leaves_the_model_as_it_was(an
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_replacement_sees_the_sites_rows_at_text_tokens_in_float32(anatomy, kind):
     site, captured, seen = Site(1, kind), {}, []
-    with torch.no_grad(), anatomy.capture([site], captured):
+    with torch.no_grad(), anatomy.capture([site], captured.__setitem__):
         anatomy.model(TOKENS)
 
     def look(x: Tensor) -> Tensor:
