@@ -65,7 +65,7 @@ overload(value_of)(_value_of_type)
 
 
 @serial
-def _bfloat16(value: Any) -> Any:
+def bfloat16(value: Any) -> Any:
     """The bits of the bfloat16 nearest to a finite float32, ties to even."""
     bits = np.float32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
@@ -291,7 +291,7 @@ def _adam(w_D: Array, gradient_D: Array, first_D: Array, second_D: Array, decay:
 def _keep_copy(w_D: Array, copy_D: Array) -> Any:
     """Put an encoder row, rounded to bfloat16, in its copy; gives the row's norm."""
     for d in range(len(copy_D)):
-        copy_D[d] = _bfloat16(w_D[d])
+        copy_D[d] = bfloat16(w_D[d])
     return np.sqrt(_dot(w_D, w_D))
 
 

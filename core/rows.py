@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from core.kernels import serial, value_of
+from core.kernels import bfloat16, serial, value_of
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +30,10 @@ def bits_of(x_BD: Tensor) -> Array:
 
 
 def move(source_XD: Array, source_E: Array, target_YD: Array, target_E: Array) -> None:
-    """target[target_E[e]] = source[source_E[e]], for every e. Both have one type, and no gaps."""
-    if target_YD.shape[1] * target_YD.itemsize % _LINE == 0 and target_YD.ctypes.data % _LINE == 0:
+    """target[target_E[e]] = source[source_E[e]], for every e. Neither has gaps; they have one type, or float32 is rounded to a bfloat16's bits."""
+    if source_XD.dtype != target_YD.dtype:
+        _move_rounded(source_XD, source_E, target_YD, target_E)
+    elif target_YD.shape[1] * target_YD.itemsize % _LINE == 0 and target_YD.ctypes.data % _LINE == 0:
         _move_lines(source_XD.view(np.uint64), source_E, target_YD.view(np.uint64), target_E)
     else:
         _move(source_XD, source_E, target_YD, target_E)
@@ -41,6 +43,15 @@ def move(source_XD: Array, source_E: Array, target_YD: Array, target_E: Array) -
 def _move(source_XD: Array, source_E: Array, target_YD: Array, target_E: Array) -> None:
     for e in range(len(source_E)):
         target_YD[target_E[e]] = source_XD[source_E[e]]
+
+
+@serial
+def _move_rounded(source_XD: Array, source_E: Array, target_YD: Array, target_E: Array) -> None:
+    for e in range(len(source_E)):
+        source_D, target_D = source_XD[source_E[e]], target_YD[target_E[e]]
+        for d in range(len(source_D)):
+            value = source_D[d]
+            target_D[d] = bfloat16(value) if value == value else np.uint16(0x7FC0)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -99,14 +99,6 @@ def _write(part: Part, block: int, activations: dict[Site, Tensor], claim: ExitS
         part.write_block(block, activations)
 
 
-def _move(x_XD: Tensor, source: Tensor, block_BD: Tensor, target: Tensor) -> None:
-    """Rows of what the model gave, on any device and of any type, to their places in a block."""
-    if x_XD.is_cpu and x_XD.dtype == block_BD.dtype:
-        move(bits_of(x_XD.contiguous()), source.numpy(), bits_of(block_BD), target.numpy())
-    else:
-        block_BD[target] = x_XD[source.to(x_XD.device)].to(block_BD.dtype).cpu()
-
-
 @torch.inference_mode()
 def _gather(anatomy: Anatomy, part: Part, block: int, room: dict[Site, Tensor], batch_sequences: int, progress: Progress) -> None:
     """Fill block rows x D of each site in the block's shuffled order, and with zeros where it has fewer rows."""
@@ -116,22 +108,32 @@ def _gather(anatomy: Anatomy, part: Part, block: int, room: dict[Site, Tensor], 
     device = next(anatomy.model.parameters()).device
     of_batch: dict[Site, Tensor] = {}
     source = target = rows
+    pieces = range(torch.get_num_threads())
+
+    def move_to_block(site: Site, x: Tensor) -> None:
+        x_XD, block_BD = x.flatten(0, 1), room[site]
+        if x.is_cpu and x.dtype in (block_BD.dtype, torch.float32):
+            whole = bits_of(x_XD.contiguous()), bits_of(block_BD)
+            for _ in pool.map(lambda n: move(whole[0], source[n :: len(pieces)].numpy(), whole[1], target[n :: len(pieces)].numpy()), pieces):
+                pass
+        else:
+            block_BD[target] = x_XD[source.to(x.device)].to(block_BD.dtype).cpu()
 
     def keep(site: Site, x: Tensor) -> None:
         if x.is_cpu:
             # At once, while it is in the cache: then the model's next layer takes the memory of the last one.
-            _move(x.flatten(0, 1), source, room[site], target)
+            move_to_block(site, x)
         else:
             of_batch[site] = x  # the device goes on meanwhile
 
     for x_BD in room.values():
         x_BD[len(rows) :] = 0
-    with anatomy.capture(list(room), keep):
+    with ThreadPoolExecutor(len(pieces), thread_name_prefix="gather") as pool, anatomy.capture(list(room), keep):
         for first in range(0, len(tokens), batch_sequences):
             batch = tokens[first : first + batch_sequences]
             target = torch.nonzero((sequence >= first) & (sequence < first + len(batch)))[:, 0]
             source = (sequence[target] - first) * batch.shape[1] + position[target]
             anatomy.run_to(max(site.layer for site in room), batch.to(device))
             for site, x in of_batch.items():
-                _move(x.flatten(0, 1), source, room[site], target)
+                move_to_block(site, x)
             progress.advance(batch.numel())

@@ -51,3 +51,12 @@ def test_rows_are_moved_as_an_index_moves_them(width: int, bfloat16: bool, first
     expected[target] = x[source]
     move(bits_of(x), source.numpy(), bits_of(y), target.numpy())
     assert torch.equal(y, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(numbers=st.lists(st.floats(width=32), min_size=1, max_size=50))
+def test_float32_is_rounded_on_the_way_as_torch_rounds_it(numbers: list[float]) -> None:
+    x, y = torch.tensor([numbers]), torch.zeros(2, len(numbers), dtype=torch.bfloat16)
+    move(bits_of(x), np.array([0]), bits_of(y), np.array([1]))
+    torch.testing.assert_close(y[1], x[0].bfloat16(), rtol=0, atol=0, equal_nan=True)
+    assert not y[0].any()
