@@ -14,6 +14,8 @@ written and read here (`storage/shards.py`), at the speed of the place where the
 
 import hashlib
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -243,7 +245,7 @@ class Part:
             JumpsuiteError: an activation is not finite.
         """
         # Sites beside each other: in a bucket most of the time is waiting, and on a disk the sums of one go on while another is written.
-        with ThreadPoolExecutor(self._at_once) as pool:
+        with ThreadPoolExecutor(self._at_once, initializer=_step_back) as pool:
             for _ in pool.map(partial(self._write_site, block), activations, activations.values()):
                 pass
         self._commit_sites(block, self.harvested(block) | set(activations))
@@ -412,6 +414,13 @@ class Part:
 
     def _commit_sites(self, block: int, sites: set[Site]) -> None:
         self.harvest.store.put_record(self._commit(block), {"sites": sorted(str(site) for site in sites)})
+
+
+def _step_back() -> None:
+    """Leave the cores to the model, on Linux, where a thread has a priority of its own: whose threads wait for each other many times a second,
+    so that one which has to wait for a writer stops them all."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15)
 
 
 def _to_torch(x: npt.NDArray[Any]) -> Tensor:

