@@ -94,6 +94,26 @@ def test_tensorstore_reads_the_same_bfloat16_values(harvest: Harvest) -> None:
         assert not read[~part.valid()].any()
 
 
+def test_zarrs_reads_the_same_bits(harvest: Harvest) -> None:
+    """As uint16: its Python front takes none of NumPy's added types, and bfloat16 is one."""
+    part = _filled(harvest)
+    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "codec_pipeline.strict": True}):
+        for site in WIDTHS:
+            path = harvest.store.local(f"{harvest.prefix}/train/activations/{site}")
+            metadata = json.loads((path / "zarr.json").read_text())
+            assert metadata["data_type"] == "bfloat16"
+            (path / "zarr.json").write_text(json.dumps(metadata | {"data_type": "uint16", "fill_value": 0}))
+            array = zarr.open_array(path, mode="r")
+            assert type(array.async_array.codec_pipeline).__name__ == "ZarrsCodecPipeline"
+            expected = np.concatenate([_bits(_activations(part, block)[site]) for block in range(part.num_blocks)])
+            assert np.array_equal(array[:][part.valid()], expected)
+            shard = path / "c/1/0"
+            data = shard.read_bytes()
+            shard.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+            with pytest.raises(RuntimeError, match="checksum"):
+                array[:]
+
+
 def test_every_array_is_plain_zarr_with_crc32c(harvest: Harvest) -> None:
     _filled(harvest)
     root = harvest.store.local(harvest.prefix)
