@@ -189,6 +189,9 @@ def every_flip_is_repaired(stores: Stores, kinds: list[str], times: int, tmp_pat
             shutil.rmtree(store / "tiny", ignore_errors=True)
             for path in [*store.glob("dictionaries/**/dictionary.json"), *store.glob("dictionaries/**/scorecard-*")]:
                 path.unlink()  # so that everything is read again
+        if kind == "tokens":
+            for path in store.glob("harvests/*/commits/train"):
+                shutil.rmtree(path)  # they are read to harvest, and no more
         for path in chance.sample(files, min(times, len(files))):
             flip(path, chance)
         mended(stores, store)

@@ -57,8 +57,8 @@ def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_demo_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away_twice_for_15_seconds(tmp_path: Path, s3: S3Server) -> None:
-    """All of its sites and dictionaries, on a fifth of its text and a seventh of its training."""
-    command = [sys.executable, "-m", "flows.main", "run", str(DEMO), "--set", "text.tokens=65536", "training.tokens=73728", "--store"]
+    """All of its sites and dictionaries, on a tenth of its text and of its training."""
+    command = [sys.executable, "-m", "flows.main", "run", str(DEMO), "--set", "text.tokens=32768", "--set", "training.tokens=49152", "--store"]
     whole = environment(OMP_NUM_THREADS="2")
     subprocess.run([*command, str(tmp_path / "runs")], check=True, capture_output=True, env=whole)
     with subprocess.Popen([*command, "s3://bucket/runs"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=whole) as run:

@@ -25,7 +25,7 @@ from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tasks.harvest", "tasks.tokenise", "transformers.models.gemma3"])
+PROCESSES.set_forkserver_preload(["tasks.harvest", "tasks.tokenise", "transformers.models.gemma3.modeling_gemma3"])
 
 
 def work(suite: Suite, store: str, environment: dict[str, str]) -> None:

@@ -95,7 +95,7 @@ def rolling(suite_file: Path, kept_whole: Path, quota: int, store: Path, kills: 
             ways: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
             with subprocess.Popen([sys.executable, "-m", "flows.main", *given], env=environment(), **ways) as run:
                 assert run.stderr
-                lines = chance.randrange(5, 40)
+                lines = chance.randrange(5, 5 + 35 // kills)  # so that the work lasts for all kills
                 for line in run.stderr:
                     lines -= line.startswith(("train ", "harvest "))
                     if not lines:
