@@ -192,7 +192,7 @@ def test_the_kernels_bfloat16_is_torchs(bits):
     value = np.uint32(bits).view(np.float32)
     if np.isfinite(value):
         expected = torch.tensor(value).bfloat16()
-        assert kernels._bfloat16(value) == expected.view(torch.uint16).item()
+        assert kernels.bfloat16(value) == expected.view(torch.uint16).item()
         if expected.isfinite():
             assert kernels._float(expected.view(torch.uint16).item()) == expected.float().item()
 
