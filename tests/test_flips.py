@@ -26,7 +26,6 @@ from storage.objects import Corrupt
 from tasks.tokenise import tokenise
 
 SITE = Site(1, "mlp_out")
-ONE = ["--only", str(SITE)]
 KINDS = {
     "chunks and indices": "harvests/*/*/activations/**/c/**/*",
     "sums": "harvests/*/*/statistics/*/sums/c/**/*",
