@@ -7,18 +7,13 @@ integral of what is missing takes the remainder away: it is moved after every st
 from torch import Tensor
 
 from core.spec import DictionarySpec
-from core.training import L1_ARCHITECTURES, Training
+from core.training import Training
 
 LARGEST = 15.0
 """Of the integral either way: where a target cannot be reached it must stay a number that a way back leads from."""
 
 L1_PRICE = 0.1
 """The price of activation, ||f||_1, that control begins with where no coefficient is given, for inputs of unit mean square."""
-
-
-def by_control(architecture: str, training: Training) -> bool:
-    """Whether a target is met by control alone, as the loss has a price of activation and no target of its own."""
-    return architecture in L1_ARCHITECTURES or (architecture == "jumprelu" and training.objective == "tanh")
 
 
 def next_price(price: float, l0: Tensor | float, warmth: float, spec: DictionarySpec, training: Training) -> float:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from core.control import by_control
 from core.errors import ConfigError
 from core.key import key_of
 from core.section import Section, impossible, spell
@@ -359,7 +358,7 @@ class Suite(Section):
                     f"dictionaries[{index}].tokens is {grid.tokens:,}; expected at least one batch of {self.training.batch_rows:,} rows; "
                     "raise it or lower training.batch_rows"
                 )
-            if by_control(grid.architecture, self.training) and grid.target_l0s and not self.training.l0_control:
+            if self.training.by_control(grid.architecture) and grid.target_l0s and not self.training.l0_control:
                 raise impossible(
                     f"training.l0_control is 0; expected more, for dictionaries[{index}] has target_l0s whose coefficient control must find; "
                     "write training.l0_control: 0.01, or give l0_coefficients instead"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.adam import Adam
 from core.architectures import begin, step_of
-from core.control import by_control, next_price
+from core.control import next_price
 from core.dictionary import Dictionary
 from core.errors import SickDictionary
 from core.sharding import Shards, copy_whole, fold, on_all, own, whole
@@ -125,7 +125,7 @@ class Trainer:
         before = [point["l0"] for point in self.history if point["step"] <= self.step * 0.8]
         if before and l0 > 0.95 * before[-1]:
             stuck = f"its L0 is stuck at {l0:,.0f}; expected at most {expected:,.0f}"
-            if by_control(self.spec.architecture, self.training):
+            if self.training.by_control(self.spec.architecture):
                 return f"{stuck}; its sparsity coefficient moves by at most training.l0_control a step, so raise that or train longer"
             return (
                 f"{stuck}; thresholds move about one learning rate a step, "

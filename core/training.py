@@ -212,5 +212,9 @@ class Training(Section):
         l1_warmup = self.l1_warmup if architecture in L1_ARCHITECTURES else None
         return self.sparsity_warmup if l1_warmup is None else l1_warmup
 
+    def by_control(self, architecture: str) -> bool:
+        """Whether a target L0 is met by control alone, as the loss has a price of activation and no target of its own."""
+        return architecture in L1_ARCHITECTURES or (architecture == "jumprelu" and self.objective == "tanh")
+
     def num_steps(self, tokens: int) -> int:
         return max(1, tokens // self.batch_rows)

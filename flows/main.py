@@ -98,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def plan(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
     from tasks.plan import describe
 
-    catalogue = _catalogue(options)
     print(describe(catalogue, options.device, options.price))
     _next(f"jumpsuite run {_again(options)}")
     return DONE
@@ -147,9 +147,9 @@ def harvest(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
     from tasks.status import describe
 
-    catalogue = _catalogue(options)
     text, complete = describe(catalogue)
     print(text)
     _next(f"jumpsuite {'report' if complete else 'run'} {_again(options)}")
@@ -157,9 +157,9 @@ def status(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
     from tasks.report import write_report
 
-    catalogue = _catalogue(options)
     scored = write_report(catalogue)
     if not scored:
         raise JumpsuiteError(f"{catalogue.suite.name} has no scorecard yet; expected a suite that was run; run jumpsuite run {_again(options)}")
@@ -207,9 +207,12 @@ def release_suite(options: argparse.Namespace) -> int:
 
 
 def verify_folder(options: argparse.Namespace) -> int:
+    in_bucket = "://" in options.release
+    if not in_bucket and not Path(options.release).is_dir():
+        raise ConfigError(f"RELEASE is {options.release!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
     from tasks.verify import verify_release
 
-    if "://" in options.release:
+    if in_bucket:
         from storage.objects import Store
         from storage.release import fetch
 
@@ -217,8 +220,6 @@ def verify_folder(options: argparse.Namespace) -> int:
             _say(f"Fetching {options.release}")
             fetch(Store(options.release), Path(folder))
             return _verified(verify_release(Path(folder), options.release))
-    if not Path(options.release).is_dir():
-        raise ConfigError(f"RELEASE is {options.release!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
     return _verified(verify_release(Path(options.release)))
 
 

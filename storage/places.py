@@ -21,7 +21,7 @@ import obstore.store
 from core.errors import ConfigError, JumpsuiteError
 from core.key import key_of
 from storage import files
-from storage.lease import lease
+from storage.lease import Leases
 
 SCHEMES = ("s3", "gs", "az")
 
@@ -240,8 +240,12 @@ class Bucket:
 
     @contextmanager
     def lock(self, name: str, owns: Sequence[str], watch: bool) -> Iterator[None]:  # noqa: ARG002 - a bucket has no half-written object
-        with lease(self.objects, f"locks/{name.replace('/', '-')}.json", lambda: Taken(self.where(name)), watch):
+        with self._leases.hold(name.replace("/", "-"), lambda: Taken(self.where(name)), watch):
             yield
+
+    @cached_property
+    def _leases(self) -> Leases:
+        return Leases(self.objects, "locks")
 
 
 class Taken(JumpsuiteError):

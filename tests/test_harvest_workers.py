@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import S3Server
+from s3_server import S3Server
 from torch import Tensor
 
 from core.site import Site
@@ -32,7 +32,7 @@ PROCESSES.set_forkserver_preload(["tasks.harvest", "tasks.tokenise", "transforme
 def work(suite: Suite, store: str, environment: dict[str, str]) -> None:
     """All that a worker does: what is missing and no other has claimed."""
     os.environ.update(environment)
-    lease.SILENCE = 3.0
+    lease.SILENCE = 6.0
     torch.set_num_threads(1)
     catalogue = Catalogue(suite, store)
     tokenise.fn(catalogue)
@@ -66,6 +66,7 @@ def checksums(store: Path) -> dict[str, str]:
     return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [2, 4])
 def test_any_number_of_workers_make_the_same_bytes_and_share_the_work(workers: int, alone: dict[str, str], suite: Suite, tmp_path: Path) -> None:
     together = [start(suite, tmp_path / "together") for _ in range(workers)]
@@ -92,6 +93,7 @@ def test_every_block_is_claimed_until_it_is_written(suite: Suite, tmp_path: Path
     assert not list((tmp_path / "runs/locks").iterdir())
 
 
+@pytest.mark.long
 def test_workers_share_a_bucket_and_take_over_from_the_dead(alone: dict[str, str], suite: Suite, s3: S3Server) -> None:
     workers = [start(suite, "s3://bucket/runs") for _ in range(2)]
     store = s3.root / "bucket/runs"
@@ -114,6 +116,7 @@ def holds_a_block(store: Path, worker: BaseProcess) -> bool:
     return False
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_harvest_killed_at_random_moments_ends_in_the_same_bytes(workers: int, alone: dict[str, str], suite: Suite, tmp_path: Path) -> None:
     assert killed(4, workers, alone, suite, tmp_path) == 4
