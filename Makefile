@@ -3,22 +3,30 @@ PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
 BIN = $(VENV)/bin
+ON_EVERY_CORE = --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 DEMO = deployments/suites/gemma-3-270m-demo.yaml
 
-.PHONY: demo test bench peers install-demo install-dev lock chaos clean
+.PHONY: demo test lint tests test-all bench peers install-demo install-dev lock chaos clean
 
 demo: install-demo  ## from nothing to a verified release of 13 dictionaries on Gemma 3 270M, in runs/
 	$(BIN)/jumpsuite run $(DEMO)
 	$(BIN)/jumpsuite verify runs/gemma-3-270m-demo/release
 
-test: install-dev  ## lint, types, import contracts, tests
+test: lint tests  ## with --jobs, side by side
+
+lint: install-dev  ## lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/mypy
 
-chaos: install-dev  ## the long version of what the tests kill and damage briefly
+tests: install-dev  ## what takes seconds, and the pipeline once
+	$(BIN)/pytest -m "not long and not slow" $(ON_EVERY_CORE)
+
+test-all: lint  ## these and whole runs that are killed, damaged, or in a bucket
+	$(BIN)/pytest -m "not slow" --hypothesis-profile thorough $(ON_EVERY_CORE)
+
+chaos: install-dev  ## the long version of what these kill and damage briefly
 	$(BIN)/pytest -m slow -s
 
 bench: install-dev peers  ## ours beside the peers, in one run: tests/bench/RESULTS.md
@@ -37,11 +45,13 @@ $(PEERS)/installed:
 install-demo: $(VENV)/demo.installed
 install-dev: $(VENV)/dev.installed
 
-# torch first and by itself: its pinned build must be there before anything asks for a torch.
+# By uv, which is several times as fast as pip and looks where pip was told to look. It also compiles everything, on every core: where Python
+# is told to write no bytecode, as in many containers, each start would compile for minutes.
 $(VENV)/%.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' constraints.txt)
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2> /dev/null)}" \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
 lock: install-dev  ## write constraints.txt from what is installed

@@ -1,24 +1,37 @@
-"""The command as its user runs it, in a process of its own, and what it leaves in a store."""
+"""The command as its user runs it, in a process of its own or in this one, and what it leaves in a store."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from flows.main import main
+
 
 def jumpsuite(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment(**more))
+    return subprocess.run(command, capture_output=True, text=True, timeout=3_000, check=False, env=environment(**more))
+
+
+def here(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command in this process, which has everything imported, and with the server of `prefect_server` if it needs one: for what does not
+    ask how a process starts or ends."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def environment(**more: str) -> dict[str, str]:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    return plain | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
+    return plain | more
 
 
 def write_suite(fields: dict[str, Any], folders: pytest.TempPathFactory) -> Path:

@@ -1,111 +1,41 @@
-"""A model, a text and a suite that are small enough to run whole in a test, and made anew by it."""
+"""A model, a text and a suite that are small enough to run whole in a test, and made anew by it; and the servers that it runs with."""
 
 import os
+from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when the hub's library is imported: tests need no network
+# Read once each, when torch, Triton or the hub's library is imported. None of them is here: where tests run on every core, pytest's
+# own process loads this file as well, and needs nothing of them.
+os.environ["OMP_NUM_THREADS"] = "1"  # for matrices this small a second thread costs more than it does
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests need no network
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # its kernels run on the CPU then
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when Triton is imported, which transformers does: its kernels run on the CPU then
-
-import http.client
 import json
 import random
-import socket
+import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+from hypothesis import HealthCheck, settings
+from ports import free_port, until_answered
+from s3_server import S3Server
 
-torch.set_num_threads(1)  # for matrices this small a second thread costs more than it does
+from flows.engine import settle
 
+# `make test` takes the first, `make test-all` the second. No time is too long: a busy machine is no mistake of the code.
+for profile, examples in (("quick", 20), ("thorough", 300)):
+    settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("quick")
 
-class S3Server:
-    """rclone's S3 server on this machine: a real one, whose buckets are the folders of `root`."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._port, self.port = _free_port(), _free_port()
-        self.environment = {
-            "AWS_ACCESS_KEY_ID": "a-key-of-a-test",
-            "AWS_SECRET_ACCESS_KEY": "a-secret-of-a-test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
-            "AWS_ALLOW_HTTP": "true",
-        }
-
-    def start(self) -> None:
-        key = f"{self.environment['AWS_ACCESS_KEY_ID']},{self.environment['AWS_SECRET_ACCESS_KEY']}"
-        command = [Path(sys.executable).with_name("rclone"), "serve", "s3", "--auth-key", key, "--addr", f"127.0.0.1:{self._port}", self.root]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
-                    break
-            time.sleep(0.1)
-        else:
-            raise TimeoutError("rclone does not answer")
-        self._front = ThreadingHTTPServer(("127.0.0.1", self.port), type("Front", (_RangesAsInS3,), {"port": self._port}))
-        threading.Thread(target=self._front.serve_forever, daemon=True).start()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._front.shutdown()
-        self._front.server_close()
-
-    def new_bucket(self, name: str) -> str:
-        (self.root / name).mkdir(parents=True)
-        return f"s3://{name}"
-
-
-class _RangesAsInS3(BaseHTTPRequestHandler):
-    """Passes requests on to rclone, and calls a part a part: rclone 1.75 answers a range with status 200 where S3 says 206, and obstore
-    does not take that (gofakes3, which it is made of, has it mended since)."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    port: int
-
-    def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        rclone = http.client.HTTPConnection("127.0.0.1", self.port)
-        try:
-            rclone.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-            for name, value in self.headers.items():
-                rclone.putheader(name, value)
-            rclone.endheaders(body)
-            answer = rclone.getresponse()
-            content = answer.read()
-        except (OSError, http.client.HTTPException):
-            self.close_connection = True  # as of a server that died
-            return
-        finally:
-            rclone.close()
-        self.send_response_only(206 if answer.status == 200 and answer.headers["Content-Range"] else answer.status)
-        for name, value in answer.headers.items():
-            if name not in ("Content-Length", "Transfer-Encoding", "Connection"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", (self.command == "HEAD" and answer.headers["Content-Length"]) or str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass_on
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+# Read once, when Prefect is imported, which tasks do: the server that `prefect_server` will start, whatever a developer has for their own work.
+PREFECT_PORT = free_port()
+for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[name]
+os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{PREFECT_PORT}/api"
+settle(Path(os.devnull))  # where a server of its own would live, which the address spares it
 
 
 @pytest.fixture
@@ -119,6 +49,21 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server, which flows of this process use."""
+    from prefect.logging.handlers import APILogHandler
+
+    mine = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
+    server = subprocess.Popen(command, env=os.environ | mine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    until_answered(PREFECT_PORT, tries=3_000)
+    yield os.environ["PREFECT_API_URL"]
+    APILogHandler().flush()  # or it is tried when this process ends, with nobody there to take it
+    os.killpg(server.pid, signal.SIGTERM)
+    server.wait(30)
 
 
 SUBJECTS = ("the river", "a small engine", "the old library", "every neuron", "the northern harbour", "our telescope", "a wooden bridge")
@@ -143,6 +88,10 @@ def tiny_documents(num_documents: int = 400, seed: int = 0) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Gemma 3 of three layers and a tokenizer of 512 tokens."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
+
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -150,7 +150,6 @@ def moved(kind: type, dictionary: TrainingDictionary, spec: DictionarySpec, trai
     return result, {name: tensor - dictionary.state_dict()[name] for name, tensor in d.state_dict().items()}
 
 
-@settings(deadline=None, max_examples=80)
 @given(
     architecture=st.sampled_from(["topk", "gated"]),
     shape=st.tuples(st.integers(1, 40), st.integers(2, 24), st.sampled_from([5, 63, 64, 65, 200])),

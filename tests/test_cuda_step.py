@@ -41,7 +41,7 @@ from core.trainer import Trainer
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-EXAMPLES = 300 if ON_GPU else 40
+EXAMPLES = 300 if ON_GPU else settings().max_examples // 2  # the interpreter is slow
 
 
 def on_device(dictionary: JumpReLUDictionary) -> JumpReLUDictionary:
@@ -85,6 +85,7 @@ def test_a_cuda_step_has_the_loss_and_the_gradients_of_the_dense_one(
     assert_moved_alike(sparse, dense, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("product", "beta1", "clip"), [("float32", 0.0, 0.5), ("float32", 0.9, None), ("bfloat16", 0.0, None), ("bfloat16", 0.9, 0.5)]
 )
@@ -131,6 +132,7 @@ def test_a_value_at_its_threshold_is_not_active_and_is_within_the_window():
     torch.testing.assert_close(dictionary.threshold.detach().cpu() - 0.5, torch.tensor([-0.06, 0.0, 0.0]))  # as in test_sparse_step.py
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outlier", [0.0, 30.0])
 def test_a_bfloat16_product_finds_every_entry_that_a_float32_product_finds(outlier):
     """On rows whose norms differ, with one dimension that outweighs all others, over several tiles of latents and pieces of rows."""
@@ -161,6 +163,7 @@ def test_a_bfloat16_product_finds_every_entry_that_a_float32_product_finds(outli
     assert max(abs(found["float32"][at] - found["bfloat16"][at]) for at in both) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
 def test_the_same_steps_end_in_the_same_bits_however_much_room_the_lists_have(product):
     D, L, ends = 16, 40, []
@@ -177,6 +180,7 @@ def test_the_same_steps_end_in_the_same_bits_however_much_room_the_lists_have(pr
         assert torch.equal(p, ends[1][name]), name
 
 
+@pytest.mark.long
 def test_candidates_that_are_no_entries_change_no_bit():
     """Else the last bit of a row's norm, which a resumed run computes anew, could regroup a sum."""
     D, L, ends = 16, 160, []
@@ -193,6 +197,7 @@ def test_candidates_that_are_no_entries_change_no_bit():
         assert torch.equal(p, ends[1][0][name]), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("product", ["float32", "bfloat16"])
 def test_a_trainer_that_was_stopped_goes_on_to_the_same_bits(product, monkeypatch):
     monkeypatch.setattr(trainer, "step_of", lambda *given, **_: CudaStep(*given[:4]))

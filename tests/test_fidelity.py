@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -31,7 +31,6 @@ def random_rows() -> Tensor:
     return 2 + torch.randn(NUM_ROWS, D, generator=torch.Generator().manual_seed(1))
 
 
-@settings(deadline=None, max_examples=40)
 @given(cuts=st.lists(st.integers(1, NUM_ROWS - 1), max_size=8, unique=True), half=st.booleans())
 def test_rows_score_as_numpy_scores_them_in_any_batching(cuts, half):
     dictionary, x = random_dictionary(), random_rows()

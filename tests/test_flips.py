@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import environment, jumpsuite, results, write_suite
+from command import environment, here, results, write_suite
 from conftest import tiny_fields
 
 from core.site import Site
@@ -53,7 +53,7 @@ class Stores:
 
 
 @pytest.fixture(scope="module")
-def stores(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Stores:
+def stores(prefect_server: str, tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Stores:
     fields = tiny_fields(tiny_model, tiny_text)
     fields["sites"] = {"layers": [SITE.layer], "kinds": [SITE.kind]}
     fields["dictionaries"] = [{"widths": 64, "target_l0s": 8}]
@@ -65,7 +65,7 @@ def stores(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathF
             time.sleep(0.002)
         os.killpg(run.pid, signal.SIGKILL)
     shutil.copytree(folder / "begun", folder / "done")
-    assert jumpsuite("run", suite_file, "--store", folder / "done").returncode == 0
+    assert here("run", suite_file, "--store", folder / "done").returncode == 0
     return Stores(suite_file, parse_suite(suite_file.read_text()), folder / "begun", folder / "done")
 
 
@@ -147,6 +147,7 @@ def every_flip_is_named(stores: Stores, times: int, caplog: pytest.LogCaptureFix
     return named
 
 
+@pytest.mark.long
 def test_every_byte_that_is_changed_is_named(stores: Stores, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level(logging.WARNING)
     assert all(every_flip_is_named(stores, 2, caplog, tmp_path).values())
@@ -164,7 +165,7 @@ def mended(stores: Stores, store: Path) -> str:
     """Run again and again, doing what is said, until all is done; gives what was said."""
     said = ""
     for _ in range(60):
-        run = jumpsuite("run", stores.suite_file, "--store", store)
+        run = here("run", stores.suite_file, "--store", store)
         said += run.stderr
         assert "Traceback" not in run.stdout + run.stderr
         if run.returncode == 0:
@@ -179,31 +180,28 @@ def mended(stores: Stores, store: Path) -> str:
     raise AssertionError(said)
 
 
-def every_flip_is_repaired(stores: Stores, kinds: list[str], times: int, tmp_path: Path) -> None:
-    for kind in kinds:
-        chance, store = random.Random(kind), tmp_path / kind  # noqa: S311
-        shutil.copytree(stores.begun if kind in ("checkpoints", "states") else stores.done, store)
-        files = sorted(path for path in store.glob(KINDS[kind]) if path.is_file())
-        if kind not in ("dictionaries", "scorecards", "what was worked out", "release"):
-            shutil.rmtree(store / "tiny", ignore_errors=True)
-            for path in [*store.glob("dictionaries/**/dictionary.json"), *store.glob("dictionaries/**/scorecard-*")]:
-                path.unlink()  # so that everything is read again
-        if kind == "tokens":
-            for path in store.glob("harvests/*/commits/train"):
-                shutil.rmtree(path)  # they are read to harvest, and no more
-        for path in chance.sample(files, min(times, len(files))):
-            flip(path, chance)
-        mended(stores, store)
-        assert results(store) == results(stores.done), kind
-
-
 @pytest.mark.slow
-def test_whatever_was_changed_is_repaired(stores: Stores, tmp_path: Path) -> None:
-    every_flip_is_repaired(stores, [kind for kind in KINDS if kind != "release"], 6, tmp_path)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "release"])
+def test_whatever_was_changed_is_repaired(kind: str, stores: Stores, tmp_path: Path) -> None:
+    chance, store = random.Random(kind), tmp_path / "runs"  # noqa: S311
+    shutil.copytree(stores.begun if kind in ("checkpoints", "states") else stores.done, store)
+    files = sorted(path for path in store.glob(KINDS[kind]) if path.is_file())
+    if kind not in ("dictionaries", "scorecards", "what was worked out"):
+        shutil.rmtree(store / "tiny", ignore_errors=True)
+        for path in [*store.glob("dictionaries/**/dictionary.json"), *store.glob("dictionaries/**/scorecard-*")]:
+            path.unlink()  # so that everything is read again
+    if kind == "tokens":
+        for path in store.glob("harvests/*/commits/train"):
+            shutil.rmtree(path)  # they are read to harvest, and no more
+    for path in chance.sample(files, min(6, len(files))):
+        flip(path, chance)
+    print("\n" + mended(stores, store))
+    assert results(store) == results(stores.done)
 
 
+@pytest.mark.long
 def test_verify_names_what_was_changed_in_a_release(stores: Stores) -> None:
     for path, _ in flips(stores.done, "release", 2, seed=0):
-        verified = jumpsuite("verify", stores.done / "tiny/release")
+        verified = here("verify", stores.done / "tiny/release")
         assert verified.returncode == 1
         assert path.name in verified.stdout + verified.stderr

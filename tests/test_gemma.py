@@ -10,11 +10,12 @@ from pydoc_data.topics import topics
 import pytest
 import yaml
 from command import environment, jumpsuite, results
-from conftest import S3Server
+from s3_server import S3Server
 
 DEMO = Path(__file__).parent.parent / "deployments/suites/gemma-3-270m-demo.yaml"
 
 
+@pytest.mark.long
 def test_a_small_suite_on_gemma_3_270m_goes_from_text_to_a_release(tmp_path: Path) -> None:
     (tmp_path / "topics.jsonl").write_text("".join(json.dumps({"text": topic}) + "\n" for topic in topics.values()))
     suite = {

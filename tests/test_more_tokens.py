@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import jumpsuite, results, write_suite
+from command import here, results, write_suite
 from conftest import tiny_fields
 
 from core.errors import ConfigError
@@ -83,18 +83,20 @@ def test_a_text_that_has_changed_is_not_added_to(tiny_suite: dict[str, Any], tmp
     assert written(tmp_path) == before
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
 def test_training_on_more_tokens_makes_new_dictionaries_and_leaves_the_old(tiny_model: Path, tiny_text: Path, tmp_path_factory: Any) -> None:
     suite, store = write_suite(tiny_fields(tiny_model, tiny_text), tmp_path_factory), tmp_path_factory.mktemp("store") / "runs"
-    assert jumpsuite("run", suite, "--store", store, *ONE).returncode == 0
+    assert here("run", suite, "--store", store, *ONE).returncode == 0
     first = results(store)
-    grown = jumpsuite("run", suite, "--store", store, *ONE, "--set", f"text.more_tokens={4 * BLOCK}")
+    grown = here("run", suite, "--store", store, *ONE, "--set", f"text.more_tokens={4 * BLOCK}")
     assert grown.returncode == 0, grown.stderr
     assert f"harvest 1 sites: {4 * BLOCK:,} tokens" in grown.stderr
     now = results(store)
     dictionaries = {name for name in first if name.startswith("dictionaries/")}
     assert {name: now[name] for name in dictionaries} == {name: first[name] for name in dictionaries}
     assert len({name.split("/")[2] for name in now if name.startswith("dictionaries/")}) == 2
-    again = jumpsuite("run", suite, "--store", store, *ONE)
+    again = here("run", suite, "--store", store, *ONE)
     assert again.returncode == 0
     assert "train" not in again.stderr
 

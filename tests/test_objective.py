@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -103,7 +103,6 @@ def surrogate_loss(p: dict[str, Tensor], x: Tensor, *, log_threshold: bool, band
     return error, penalty, mask
 
 
-@settings(deadline=None, max_examples=120)
 @given(
     shape=st.tuples(st.integers(1, 7), st.integers(1, 6), st.integers(1, 9)),
     seed=st.integers(0, 10_000),

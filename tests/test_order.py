@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import JumpsuiteError
@@ -76,7 +76,6 @@ def harvests(draw):
     return kept, {"chunk_rows": chunk_rows, "shuffle_rows": draw(st.integers(1, 40)), "seed": draw(st.integers(0, 1_000))}
 
 
-@settings(deadline=None, max_examples=150)
 @given(harvest=harvests(), batch_rows=st.integers(1, 40))
 def test_each_epoch_reads_every_kept_row_once_and_no_other_and_epochs_follow_without_a_gap(harvest, batch_rows):
     kept, options = harvest
@@ -87,7 +86,6 @@ def test_each_epoch_reads_every_kept_row_once_and_no_other_and_epochs_follow_wit
         assert sorted(rows[epoch * num : (epoch + 1) * num]) == np.flatnonzero(kept).tolist()
 
 
-@settings(deadline=None, max_examples=100)
 @given(harvest=harvests(), batch_rows=st.integers(1, 40), steps=st.permutations(range(8)))
 def test_a_batch_is_a_pure_function_whatever_was_asked_before_and_of_whom(harvest, batch_rows, steps):
     kept, options = harvest
@@ -101,7 +99,6 @@ def test_a_batch_is_a_pure_function_whatever_was_asked_before_and_of_whom(harves
         assert batch_of(order_of(kept, batch_rows, **options), t) == in_turn[t]
 
 
-@settings(deadline=None, max_examples=100)
 @given(harvest=harvests())
 def test_a_group_reads_the_chunks_it_names_and_no_chunk_is_read_twice_in_an_epoch(harvest):
     kept, options = harvest
@@ -116,7 +113,6 @@ def test_a_group_reads_the_chunks_it_names_and_no_chunk_is_read_twice_in_an_epoc
     assert sorted(seen) == list(range(num_chunks))
 
 
-@settings(deadline=None, max_examples=100)
 @given(harvest=harvests())
 def test_groups_follow_each_other_from_epoch_to_epoch_each_where_the_last_one_ended(harvest):
     kept, options = harvest
@@ -190,7 +186,6 @@ def test_far_batches_need_no_nearer_ones():
 # Several windows
 
 
-@settings(deadline=None, max_examples=150)
 @given(data=st.data(), num_windows=st.integers(2, 4), batch_rows=st.integers(1, 12))
 def test_a_turn_reads_rows_of_its_window_alone_each_once_and_leaves_out_less_than_a_batch(data, num_windows, batch_rows):
     chunk_rows, chunks = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 5))

@@ -2,7 +2,7 @@
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.packing import Packer, SpecialTokens, is_held_out, is_text
@@ -17,7 +17,6 @@ def pack(documents: list[list[int]], context: int) -> list[list[int]]:
     return [sequence.tolist() for document in documents for sequence in packer.add(document)]
 
 
-@settings(deadline=None, max_examples=200)
 @given(documents=documents_of_text, context=st.integers(2, 12))
 def test_each_sequence_begins_with_bos_and_is_as_long_as_the_context(documents, context):
     for sequence in pack(documents, context):
@@ -25,7 +24,6 @@ def test_each_sequence_begins_with_bos_and_is_as_long_as_the_context(documents, 
         assert sequence[0] == BOS
 
 
-@settings(deadline=None, max_examples=200)
 @given(documents=documents_of_text, context=st.integers(2, 12))
 def test_tokens_appear_in_order_and_none_is_lost_but_a_remainder_shorter_than_a_sequence(documents, context):
     packed = [token for sequence in pack(documents, context) for token in sequence if token != BOS]
@@ -34,7 +32,6 @@ def test_tokens_appear_in_order_and_none_is_lost_but_a_remainder_shorter_than_a_
     assert len(given_tokens) - len(packed) < context
 
 
-@settings(deadline=None, max_examples=200)
 @given(documents=documents_of_text, context=st.integers(2, 12))
 def test_bos_stands_before_each_document_and_at_the_start_of_sequences_and_nowhere_else(documents, context):
     first_of_document = [index == 0 for document in documents for index in range(len(document))]
@@ -51,7 +48,6 @@ def test_bos_stands_before_each_document_and_at_the_start_of_sequences_and_nowhe
             place += 1
 
 
-@settings(deadline=None, max_examples=100)
 @given(documents=documents_of_text, context=st.integers(2, 12))
 def test_documents_without_tokens_leave_no_trace(documents, context):
     documents = [*documents, [50]]  # whatever comes after them
@@ -76,7 +72,6 @@ def test_special_tokens_inside_a_document_are_kept_but_are_no_text():
     assert is_text(sequence, SPECIAL).tolist() == [False, True, False, False, True]
 
 
-@settings(deadline=None, max_examples=200)
 @given(document=st.text(), share=st.floats(0, 1), seed=st.integers(0, 2**32))
 def test_the_side_of_a_document_is_a_function_of_its_text_and_the_seed(document, share, seed):
     side = is_held_out(document, share, seed)

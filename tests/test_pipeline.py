@@ -1,4 +1,4 @@
-"""The whole pipeline as its user runs it: the command in a process of its own, a real Prefect server, a small real model."""
+"""The whole pipeline as its user runs it: the command, a real Prefect server, a small real model."""
 
 import hashlib
 import json
@@ -7,17 +7,17 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import environment, jumpsuite, results, write_suite
-from conftest import S3Server, tiny_fields
+from command import environment, here, jumpsuite, results, write_suite
+from conftest import tiny_fields
+from s3_server import S3Server
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out", "attn_z")]
 
@@ -30,10 +30,10 @@ def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def first_run(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def first_run(prefect_server: str, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A store in which the suite was run once, undisturbed, and what the command said."""
     store = tmp_path_factory.mktemp("store") / "runs"
-    return store, jumpsuite("run", suite_file, "--store", store)
+    return store, here("run", suite_file, "--store", store)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,24 @@ def test_nothing_that_a_run_prints_is_a_traceback(first_run: tuple[Path, subproc
     assert "Error" not in said
 
 
+def test_with_no_server_configured_a_run_has_one_of_its_own_and_leaves_none_behind(store: Path, suite_file: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(store, mine)
+    run = jumpsuite("run", suite_file, "--store", mine)
+    assert run.returncode == 0, run.stderr
+    assert "Released and verified" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr
+    assert not _processes_of(mine)
+    assert results(mine) == results(store)
+
+
 def _processes_of(store: Path) -> list[str]:
     """Those that have the store in their command or their environment, as Prefect's server has."""
     running = subprocess.run(["ps", "axeww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in running.splitlines() if str(store) in line]
 
 
-def test_no_server_is_left_behind(first_run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    assert not _processes_of(first_run[0])
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_leaves_no_server_and_says_how_it_goes_on(told: signal.Signals, suite_file: Path, tmp_path: Path) -> None:
     # What a shell starts in the background ignores SIGINT, and so would the run.
@@ -113,6 +121,7 @@ def test_gemma_scopes_tree_is_readable_with_numpy_alone(store: Path) -> None:
             assert np.allclose(np.linalg.norm(p["W_dec"], axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(store: Path, suite_file: Path, tmp_path: Path) -> None:
     chaos(store, suite_file, tmp_path / "runs", kills=3, seed=0)
 
@@ -155,6 +164,7 @@ def _files(store: Path) -> int:
     return sum(1 for part in ("harvests", "dictionaries") for path in (store / part).rglob("*") if path.is_file())
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_ends_in_the_same_bytes_though_its_server_was_away(store: Path, suite_file: Path, s3: S3Server) -> None:
     in_a_bucket(store, suite_file, s3, seconds=5)
 
@@ -182,12 +192,13 @@ def in_a_bucket(reference: Path, suite_file: Path, s3: S3Server, seconds: float)
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"].encode()
     assert not [path for path in s3.root.rglob("*") if path.is_file() and secret in path.read_bytes()]
     assert secret.decode() not in out + said + rest
-    verified = jumpsuite("verify", "s3://bucket/runs/tiny/release")
+    verified = here("verify", "s3://bucket/runs/tiny/release")
     assert verified.returncode == 0, verified.stderr
-    status = jumpsuite("status", suite_file, "--store", "s3://bucket/runs")
+    status = here("status", suite_file, "--store", "s3://bucket/runs")
     assert status.stdout.count(" done ") == 7
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_does(store: Path, suite_file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(store, mine)
@@ -196,11 +207,11 @@ def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_do
     (mine / "dictionaries").mkdir()
     (mine / "dictionaries/L01.mlp_out").write_text("a file where a folder must be: nothing can be written below it")
 
-    failed = jumpsuite("run", suite_file, "--store", mine)
+    failed = here("run", suite_file, "--store", mine)
     assert failed.returncode == 1
     assert re.search(r"jumpsuite: failed: L01.mlp_out: .+; expected .+; .+", failed.stderr)
     assert "Traceback" not in failed.stdout + failed.stderr
-    status = jumpsuite("status", suite_file, "--store", mine)
+    status = here("status", suite_file, "--store", mine)
     assert status.returncode == 0
     lines = {line.split()[0]: line for line in status.stdout.splitlines() if line.startswith("L")}
     assert re.search(r"L01.mlp_out +\S+ +failed", lines["L01.mlp_out"])
@@ -208,7 +219,7 @@ def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_do
 
     (mine / "dictionaries/L01.mlp_out").unlink()
     stamps = {path: path.stat().st_mtime_ns for path in (mine / "dictionaries").rglob("*") if path.is_file()}
-    again = jumpsuite("run", suite_file, "--store", mine)
+    again = here("run", suite_file, "--store", mine)
     assert again.returncode == 0, again.stderr
     trained = {line.split(":")[0] for line in again.stderr.splitlines() if line.startswith("train ")}
     assert trained == {"train L01.mlp_out"}
@@ -216,23 +227,27 @@ def test_a_failed_site_leaves_the_others_running_and_is_all_that_the_next_run_do
     assert results(mine) == results(store)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
 def test_a_sick_dictionary_is_named_and_the_others_of_its_site_are_scored(store: Path, suite_file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(store / "harvests", mine / "harvests")
     sick = "dictionaries=[{widths: 64, target_l0s: 8}, {widths: 64, l0_coefficients: 1e38, sites: L00.resid_post}]"
-    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick)
+    run = here("run", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick)
     assert run.returncode == 1
     assert re.search(r"failed: L00.resid_post: L00.resid_post width_64_lambda_1e\+38 was stopped at step .*: .*; expected .*; .*", run.stderr)
-    status = jumpsuite("status", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick).stdout
+    status = here("status", suite_file, "--store", mine, "--only", "L00.resid_post", "--set", sick).stdout
     assert re.search(r"L00.resid_post +width_64_l0_8 +done", status)
     assert re.search(r"L00.resid_post +width_64_lambda_1e\+38 +failed .*was stopped", status)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
 def test_a_site_added_later_joins_the_rows_that_are_there(store: Path, suite_file: Path, tmp_path: Path) -> None:
     mine = tmp_path / "runs"
     shutil.copytree(store, mine)
     before = results(mine)
-    run = jumpsuite("run", suite_file, "--store", mine, "--only", "L02.mlp_out", "--set", "sites.layers=all")
+    run = here("run", suite_file, "--store", mine, "--only", "L02.mlp_out", "--set", "sites.layers=all")
     assert run.returncode == 0, run.stderr
     assert "harvest 1 sites" in run.stderr
     after = results(mine)
@@ -244,12 +259,12 @@ def test_a_site_added_later_joins_the_rows_that_are_there(store: Path, suite_fil
 def test_verify_names_a_changed_byte_and_a_swapped_dictionary(store: Path, tmp_path: Path) -> None:
     release = tmp_path / "release"
     shutil.copytree(store / "tiny/release", release)
-    assert jumpsuite("verify", release).returncode == 0
+    assert here("verify", release).returncode == 0
 
     weights = sorted(release.rglob("sae_weights.safetensors"))
     original = weights[0].read_bytes()
     weights[0].write_bytes(original[:1000] + bytes([original[1000] ^ 1]) + original[1001:])
-    changed = jumpsuite("verify", release)
+    changed = here("verify", release)
     assert changed.returncode == 1
     assert f"{weights[0].relative_to(release)} was changed" in changed.stderr
     weights[0].write_bytes(original)
@@ -266,69 +281,56 @@ def test_verify_names_a_changed_byte_and_a_swapped_dictionary(store: Path, tmp_p
         if path.is_file() and path.name != "SHA256SUMS"
     )
     (release / "SHA256SUMS").write_text(sums)
-    swapped = jumpsuite("verify", release)
+    swapped = here("verify", release)
     assert swapped.returncode == 1
     assert {line.split()[1] for line in swapped.stderr.splitlines()} == {"L00.mlp_out", "L01.mlp_out"}
     assert "as its scorecard says" in swapped.stderr
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_plan_status_report_and_release_say_what_to_do_next(store: Path, suite_file: Path, tmp_path: Path) -> None:
     for command in (("plan",), ("status",), ("report",), ("release", "--to", str(tmp_path / "copy"))):
-        said = jumpsuite(command[0], suite_file, "--store", store, *command[1:])
+        said = here(command[0], suite_file, "--store", store, *command[1:])
         assert said.returncode == 0, said.stderr
         assert said.stdout.splitlines()[-1].startswith("next: jumpsuite ")
-    assert jumpsuite("verify", tmp_path / "copy").returncode == 0
+    assert here("verify", tmp_path / "copy").returncode == 0
 
 
 def test_plan_and_status_make_nothing(suite_file: Path, tmp_path: Path) -> None:
     for command in ("plan", "status"):
-        assert jumpsuite(command, suite_file, "--store", tmp_path / "none").returncode == 0
+        assert here(command, suite_file, "--store", tmp_path / "none").returncode == 0
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("prefect_server")
 def test_a_release_never_replaces_a_folder_that_is_not_one(store: Path, suite_file: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").write_text("years of work")
-    run = jumpsuite("release", suite_file, "--store", store, "--to", tmp_path)
+    run = here("release", suite_file, "--store", store, "--to", tmp_path)
     assert run.returncode == 1
     assert "is not a release" in run.stderr
     assert (tmp_path / "thesis").read_text() == "years of work"
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("prefect_server")
 def test_too_little_text_is_said_with_how_much_there_is(suite_file: Path, tmp_path: Path) -> None:
-    run = jumpsuite("run", suite_file, "--store", tmp_path / "runs", "--set", "text.tokens=10000000")
+    run = here("run", suite_file, "--store", tmp_path / "runs", "--set", "text.tokens=10000000")
     assert run.returncode == 2
     assert re.search(r"text.tokens is 10,000,000; expected at most about [\d,]+, as .* gives [\d,]+; lower text.tokens, or", run.stderr)
-
-
-@pytest.fixture
-def prefect_server(tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = environment(PREFECT_HOME=str(tmp_path / "prefect"), PREFECT_SERVER_ANALYTICS_ENABLED="false")
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(600):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}/api"
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
 
 
 def test_running_again_changes_nothing_and_with_a_prefect_server_configured_is_seen_there(prefect_server: str, store: Path, suite_file: Path) -> None:
     import httpx
 
-    before = results(store)
+    before, began = results(store), datetime.now(UTC)
     stamps = {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")}
-    run = jumpsuite("run", suite_file, "--store", store, PREFECT_API_URL=prefect_server)
+    run = here("run", suite_file, "--store", store)
     assert run.returncode == 0, run.stderr
     assert results(store) == before
     assert {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")} == stamps
 
-    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json={}).json()
+    asked = {"flow_runs": {"start_time": {"after_": began.isoformat()}}}
+    runs = httpx.post(f"{prefect_server}/flow_runs/filter", json=asked).json()
     names = sorted(run["name"] for run in runs)
     assert names == sorted(["suite tiny", "harvest tiny", "release tiny", *(f"site {site}" for site in SITES)])
     assert {run["state_type"] for run in runs} == {"COMPLETED"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import environment, jumpsuite, results, write_suite
+from command import environment, here, results, write_suite
 from conftest import tiny_fields
 
 from core.errors import ConfigError
@@ -42,9 +42,9 @@ def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def kept_whole(suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept_whole(prefect_server: str, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store") / "runs"
-    run = jumpsuite("run", suite_file, "--store", store)
+    run = here("run", suite_file, "--store", store)
     assert run.returncode == 0, run.stderr
     return store
 
@@ -103,19 +103,20 @@ def rolling(suite_file: Path, kept_whole: Path, quota: int, store: Path, kills: 
                 time.sleep(chance.uniform(0, 0.3))
                 os.killpg(run.pid, signal.SIGKILL)
             assert run.returncode == -signal.SIGKILL
-        ended = jumpsuite(*given)
+        ended = here(*given)
     assert ended.returncode == 0, ended.stderr
     assert trained(store) == trained(kept_whole)
     assert 0.9 * quota < peak.bytes <= quota
     assert {path.relative_to(store).parts[2] for path in activations(store)} == {"held_out"}
     print(f"\nwhole {whole:,} bytes of activations, quota {quota:,}, peak {peak.bytes:,}; killed {kills} times")
-    again = jumpsuite(*given)
+    again = here(*given)
     assert again.returncode == 0, again.stderr
     assert "harvest 2 sites" not in again.stderr
-    status = jumpsuite("status", *given[1:]).stdout
+    status = here("status", *given[1:]).stdout
     assert f"harvest  rolls, {HELD_OUT} of {BLOCKS + HELD_OUT} blocks are here now" in status
 
 
+@pytest.mark.long
 def test_ten_times_more_activations_than_the_quota_give_the_same_weights(suite_file: Path, kept_whole: Path, quota: int, tmp_path: Path) -> None:
     rolling(suite_file, kept_whole, quota, tmp_path / "runs", kills=1)
 

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.rows import bits_of, move, sums
 
 
-@settings(max_examples=60, deadline=None)
 @given(rows=st.integers(0, 20), width=st.integers(1, 40), bfloat16=st.booleans(), seed=st.integers(0, 100))
 def test_sums_are_those_of_float64(rows: int, width: int, bfloat16: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -32,7 +31,6 @@ def test_the_square_is_finite_only_if_every_number_is(value: float, place: int, 
     assert not np.isfinite(sums(bits_of(x), np.empty(13), np.empty(3, np.float32)))
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     width=st.sampled_from([1, 9, 16, 32, 33, 64, 640]),
     bfloat16=st.booleans(),
@@ -53,7 +51,6 @@ def test_rows_are_moved_as_an_index_moves_them(width: int, bfloat16: bool, first
     assert torch.equal(y, expected)
 
 
-@settings(max_examples=60, deadline=None)
 @given(numbers=st.lists(st.floats(width=32), min_size=1, max_size=50))
 def test_float32_is_rounded_on_the_way_as_torch_rounds_it(numbers: list[float]) -> None:
     x, y = torch.tensor([numbers]), torch.zeros(2, len(numbers), dtype=torch.bfloat16)

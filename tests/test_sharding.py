@@ -309,10 +309,10 @@ def trained(tiny_suite: dict[str, Any], store: Path, disturb: Callable[[], None]
     return catalogue.folder(spec).load().tensors()
 
 
+@pytest.mark.long
 def test_a_site_in_two_processes_of_which_one_dies_goes_on_from_its_checkpoint_to_the_same_dictionary(
-    tiny_suite: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_suite: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     dictionaries = tmp_path / "dictionaries/L00.mlp_out"
     alone = trained(tiny_suite, tmp_path)
     (folder,) = dictionaries.iterdir()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
 
@@ -50,7 +50,6 @@ def test_a_shard_is_to_the_byte_what_zarr_python_writes(tmp_path: Path, dtype: A
         assert np.array_equal(decoded, x[number * chunk_rows : (number + 1) * chunk_rows])
 
 
-@settings(max_examples=200, deadline=None)
 @given(place=st.integers(0, 10_000), bit=st.integers(0, 7))
 def test_a_flipped_bit_anywhere_is_found_out(place: int, bit: int) -> None:
     x = _rows(np.float32, 8, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba.core.errors import TypingError
 from torch import Tensor
@@ -83,7 +83,6 @@ def assert_moved_alike(sparse: JumpReLUDictionary, dense: JumpReLUDictionary, be
         assert float((moved - reference).norm()) <= 1e-4 * float(reference.norm()) + rounding, name
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 24), st.sampled_from([1, 5, 63, 64, 65, 200, 257])),
     seed=st.integers(0, 10_000),
@@ -186,7 +185,6 @@ def test_a_bfloat16_product_finds_every_entry_that_a_float32_product_finds(outli
     assert max(abs(found["float32"][at] - found["bfloat16"][at]) for at in both) < 1e-5
 
 
-@settings(deadline=None)
 @given(bits=st.integers(0, 2**32 - 1))
 def test_the_kernels_bfloat16_is_torchs(bits):
     value = np.uint32(bits).view(np.float32)
@@ -248,6 +246,7 @@ print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in dictionary.p
 """
 
 
+@pytest.mark.long
 def test_kernels_that_were_just_compiled_give_the_bits_of_kernels_from_the_cache(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
     prints = [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.statistics import Moments, Normaliser, norm_limit
@@ -21,7 +21,6 @@ def merged(pieces: list[torch.Tensor]) -> Moments:
     return sum(blocks[1:], start=blocks[0])
 
 
-@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 1_000), cuts=st.lists(st.integers(1, 199), max_size=6, unique=True))
 def test_moments_merged_over_any_split_are_those_of_all_rows(seed, cuts):
     x = rows_with_a_large_mean(seed)

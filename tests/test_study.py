@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from command import jumpsuite
+from command import here
 from PIL import Image
 
 from core.site import Site
@@ -96,13 +96,16 @@ def fields(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def studied(fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+def studied(
+    prefect_server: str, fields: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("study")
     suite_file = folder / "study.yaml"
     suite_file.write_text(yaml.safe_dump(fields))
-    return suite_file, folder / "runs", jumpsuite("study", suite_file, "--store", folder / "runs")
+    return suite_file, folder / "runs", here("study", suite_file, "--store", folder / "runs")
 
 
+@pytest.mark.long
 def test_a_study_prints_its_table_and_a_sentence_for_each_architecture(studied):
     _, _, ran = studied
     assert ran.returncode == 0, ran.stderr
@@ -113,6 +116,7 @@ def test_a_study_prints_its_table_and_a_sentence_for_each_architecture(studied):
     assert "Traceback" not in ran.stdout + ran.stderr
 
 
+@pytest.mark.long
 def test_a_study_leaves_a_table_its_numbers_and_two_pictures(studied):
     _, store, _ = studied
     folder = store / "tiny"
@@ -128,18 +132,20 @@ def test_a_study_leaves_a_table_its_numbers_and_two_pictures(studied):
     assert not (folder / "release").exists()
 
 
+@pytest.mark.long
 def test_a_study_is_not_done_again(studied):
     suite_file, store, _ = studied
     stamps = {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")}
-    assert jumpsuite("study", suite_file, "--store", store).returncode == 0
+    assert here("study", suite_file, "--store", store).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (store / "dictionaries").rglob("*")} == stamps
 
 
+@pytest.mark.long
 def test_every_architecture_is_released_and_the_same_function_in_saelens(studied):
     from in_saelens import both_ways
 
     suite_file, store, _ = studied
-    ran = jumpsuite("run", suite_file, "--store", store)
+    ran = here("run", suite_file, "--store", store)
     assert ran.returncode == 0, ran.stderr
     compared = list(both_ways(store / "tiny/release"))
     assert len(compared) == 14

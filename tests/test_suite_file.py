@@ -1,10 +1,12 @@
 """The promise: a user's mistake gets one sentence, with the field, the value, what was expected and what to do, before a model is loaded."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
@@ -302,19 +304,16 @@ def assert_suite_or_sentences(text: str, *set_fields: str) -> None:
             assert "nput should" not in line, f"pydantic's own words: {line}"
 
 
-@settings(max_examples=150, deadline=None)
 @given(path=PATHS, value=VALUES)
 def test_any_value_in_any_field_gives_a_suite_or_sentences(path: str, value: Any) -> None:
     assert_suite_or_sentences(GOOD, f"{path.rstrip('.')}={flow(value)}")
 
 
-@settings(max_examples=150, deadline=None)
 @given(text=st.text(max_size=40) | st.text("{}[]:,-?!&*<>|%@`'\"#~ \n\tab0.e", max_size=40) | VALUES.map(flow))
 def test_any_text_at_all_gives_a_suite_or_sentences(text: str) -> None:
     assert_suite_or_sentences(text)
 
 
-@settings(max_examples=150, deadline=None)
 @given(start=st.integers(0, len(GOOD)), length=st.integers(0, 12), insert=st.text(max_size=4))
 def test_a_good_file_with_a_piece_cut_and_another_put_in_gives_a_suite_or_sentences(start: int, length: int, insert: str) -> None:
     assert_suite_or_sentences(GOOD[:start] + insert + GOOD[start + length :])
@@ -341,6 +340,19 @@ def test_every_command_answers_a_bad_suite_with_a_sentence_and_writes_nothing(
     assert shown.err.count("\n") == 1
     assert "Traceback" not in shown.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [("plan", "jumpsuite: dictionaries[0].widths[0] is 0; expected "), ("verify", "jumpsuite: RELEASE is '{}', which is not a folder; expected ")],
+)
+def test_a_mistake_is_answered_before_anything_heavy_is_loaded(command: str, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "suite.yaml"
+    file.write_text(GOOD.replace("64", "0"))
+    without = "import sys; sys.modules.update(dict.fromkeys(['torch', 'numpy', 'transformers', 'prefect'])); from flows.main import entry; entry()"
+    said = subprocess.run([sys.executable, "-c", without, command, file], capture_output=True, text=True, timeout=300, check=False)
+    assert (said.returncode, said.stdout) == (MISUSED, "")
+    assert said.stderr.startswith(sentence.format(file))
 
 
 # What is right
