@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from core.errors import ConfigError, JumpsuiteError
 from core.suite import Suite
 from core.suite_file import parse_suite
+from flows.engine import fault_of, reach, settle
 
 if TYPE_CHECKING:
     from storage.catalogue import Catalogue
@@ -41,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         return FAILED
     except Exception as error:
+        if fault := fault_of(error):
+            _complain(fault)
+            return FAILED
         where = Path(tempfile.gettempdir()) / f"jumpsuite-error-{os.getpid()}.txt"
         where.write_text(traceback.format_exc())
         what = " ".join(str(error).split()) or type(error).__name__
@@ -254,12 +258,12 @@ def _catalogue(options: argparse.Namespace) -> "Catalogue":
 
 
 def _settle_prefect(options: argparse.Namespace) -> None:
-    from flows.engine import settle
     from storage.objects import Store
 
     store = Store(options.store)
     store.make()
     settle(store.local("prefect"))
+    reach()
 
 
 def _show(catalogue: "Catalogue", scored: Any) -> None:

@@ -11,6 +11,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed, State
 
 from core.errors import ConfigError, JumpsuiteError
+from flows.engine import fault_of
 from storage.harvest import Struck
 from storage.places import FAULTS, cause_of
 
@@ -51,11 +52,15 @@ def outcome() -> Iterator[Outcome]:
     except Exception as error:
         if _told_to_end(error):
             raise KeyboardInterrupt from error
-        log.exception("the run ended with an error that nobody foresaw")
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        result.reason = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}); this is a fault of Jumpsuite, please report it"
+        result.reason = fault_of(error) or _unforeseen(error)
     if result.reason:
         result.state = Failed(message=result.reason, name=result.name)
+
+
+def _unforeseen(error: Exception) -> str:
+    log.error("the run ended with an error that nobody foresaw", exc_info=error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno}); this is a fault of Jumpsuite, please report it"
 
 
 def _told_to_end(error: BaseException | None) -> bool:

@@ -39,7 +39,8 @@ def on_a_disk_of_its_own(script: str, *arguments: str | Path) -> str:
 
 FULL = {
     3: r"jumpsuite: \S+disk/runs/prefect has [\d.]+ MB left; expected 4 MB and more; make room and run again",
-    5: r"jumpsuite: failed: .*disk/runs/\S+ cannot be written \(No space left on device\); expected room and rights there; see to it and run again",
+    5: r"jumpsuite: (failed: .*disk/runs/\S+ cannot be written \(No space left on device\); expected room and rights there"
+    r"|.*the Prefect server failed \(HTTP 500\); expected it to answer, and room for its database); see to it and run again",
 }
 """What is said on a disk of so many megabytes."""
 
