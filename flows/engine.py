@@ -36,20 +36,22 @@ def settle(home: Path) -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 
-def reach() -> None:
+def reach(needed: bool = False) -> None:
     """See that the Prefect server that is configured, if one is, can be worked with.
 
     Raises:
-        ConfigError: it does not answer, is not a Prefect server, or refuses the credentials.
+        ConfigError: it does not answer, is not a Prefect server, or refuses the credentials; or is needed and none is configured.
     """
     import httpx
     from prefect.client.orchestration import get_client
     from prefect.settings import PREFECT_API_URL
 
+    expected = "expected the address of a Prefect server, such as http://localhost:4200/api; start one with prefect server start, correct it"
+    expected += "" if needed else ", or unset it to run with a server of the run's own"
     if not (address := PREFECT_API_URL.value()):
+        if needed:
+            raise ConfigError(f"PREFECT_API_URL is not set; {expected}")
         return
-    expected = "expected the address of a Prefect server, such as http://localhost:4200/api; start one with prefect server start, correct it, "
-    expected += "or unset it to run with a server of the run's own"
     try:
         with get_client(sync_client=True) as client:
             client._client.get("/admin/version")  # of all questions the quickest that asks for credentials; the client has no name for it

@@ -93,6 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
     release.add_argument("--to", metavar="DIR", help="folder or bucket of the release (default: <store>/<suite name>/release)")
+    deployed = command(
+        "deploy", deploy_suites, "Set up a Prefect server for suites on workers: work pools, deployments, automations. Safe to repeat."
+    )
+    deployed.add_argument("suites", metavar="SUITE", nargs="*", help="suite files that get a deployment of their own, suite/<suite name>")
+    deployed.add_argument("--store", default="runs", metavar="PLACE", help="folder or bucket of all that runs make (default: runs)")
+    deployed.add_argument(
+        "--type", default="process", choices=("process", "docker", "kubernetes"), help="where workers start runs (default: process)"
+    )
+    deployed.add_argument("--cron", metavar="TIMES", help="when these suites run, such as '0 2 * * *' for two every night")
     verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
     verify.add_argument("release", metavar="RELEASE", help="folder of a release, or s3://, gs:// or az://")
     return parser
@@ -210,6 +219,25 @@ def release_suite(options: argparse.Namespace) -> int:
     return DONE
 
 
+def deploy_suites(options: argparse.Namespace) -> int:
+    suites = [parse_suite(_text(path), []) for path in options.suites]
+    from storage.objects import Store
+
+    store = Store(options.store)
+    store.make()
+    settle(store.local("prefect"))
+    from flows.deploy import deploy
+
+    reach(needed=True)
+    for name in deploy(store.address, options.type, suites, options.cron):
+        print(name)
+    print("\nWorkers, in a shell each: one for suites, and one a GPU, with its number:")
+    print("  prefect worker start --pool jumpsuite")
+    print("  CUDA_VISIBLE_DEVICES=0 prefect worker start --pool jumpsuite-gpu --limit 1 --name gpu-0")
+    _next(f"prefect deployment run suite/{suites[0].name}" if suites else f"jumpsuite deploy SUITE {_store(options)}")
+    return DONE
+
+
 def verify_folder(options: argparse.Namespace) -> int:
     in_bucket = "://" in options.release
     if not in_bucket and not Path(options.release).is_dir():
@@ -237,17 +265,20 @@ def _verified(found: Iterator[str]) -> int:
 
 
 def _suite(options: argparse.Namespace) -> Suite:
-    path = Path(options.suite)
+    return parse_suite(_text(options.suite), options.settings)
+
+
+def _text(path: str) -> str:
+    """What is in a suite file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(f"SUITE is {options.suite!r}, which is not text; expected a YAML file; correct the path") from None
+        raise ConfigError(f"SUITE is {path!r}, which is not text; expected a YAML file; correct the path") from None
     except OSError as error:
         raise ConfigError(
-            f"SUITE is {options.suite!r}, which cannot be read ({error.strerror}); expected a YAML file such as "
+            f"SUITE is {path!r}, which cannot be read ({error.strerror}); expected a YAML file such as "
             "deployments/suites/gemma-3-270m-demo.yaml; correct the path"
         ) from None
-    return parse_suite(text, options.settings)
 
 
 def _catalogue(options: argparse.Namespace) -> "Catalogue":
@@ -291,10 +322,14 @@ def _again(options: argparse.Namespace, only: str | None = None) -> str:
     """The arguments of this command, for the next one."""
     only = options.only if only is None else only
     words = [shlex.quote(options.suite)]
-    words += ["--store", shlex.quote(options.store)] if options.store != "runs" else []
+    words += [_store(options)] if _store(options) else []
     words += ["--only", shlex.quote(only)] if only != "*" else []
     words += [word for setting in options.settings for word in ("--set", shlex.quote(setting))]
     return " ".join(words)
+
+
+def _store(options: argparse.Namespace) -> str:
+    return f"--store {shlex.quote(options.store)}" if options.store != "runs" else ""
 
 
 def _short(place: str) -> str:

@@ -7,11 +7,10 @@ from prefect.states import Completed, Failed, State
 
 from core.site import Site
 from core.suite import Suite
-from flows.harvest import harvest_flow
+from flows.children import Children, InProcess
 from flows.outcome import DAMAGED, outcome
-from flows.release import release_flow
 from flows.rolling import roll
-from flows.site import site_flow
+from flows.workers import OnWorkers, on_workers
 from storage.catalogue import Catalogue
 from tasks.report import write_report
 
@@ -20,44 +19,57 @@ log = logging.getLogger(__name__)
 
 @flow(name="suite", flow_run_name="suite {suite.name}")
 def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
-    """Do what of the suite is missing. A failed site leaves the others running, and the suite Failed with its name."""
+    """Do what of the suite is missing. A failed site leaves the others running, and the suite Failed with its name.
+
+    Args:
+        suite: the fields of a suite file.
+        store: folder or bucket of all that a run makes.
+        only: a glob over sites, such as 'L09.*'. A release needs every site, so with some of them none is made.
+    """
     failure = train_and_score(suite, store, only)
     if failure:
         return failure
     if only != "*":
         return Completed(message="Done; a release needs every site, so run without --only to make one")
-    released = release_flow(suite, store, return_state=True)
-    return released if released.is_completed() else Failed(message=f"release: {released.message}")
+    with outcome() as result:
+        released = children_of(Catalogue(suite, store)).release()
+        if not released.is_completed():
+            return Failed(message=f"release: {released.message}", name=released.name)
+    return result.state
 
 
 def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     """Leave every dictionary of the sites scored, and a report; or give the Failed state that says what went wrong."""
     ended: dict[Site, State] = {}
-    with outcome() as harvested:
+    with outcome() as result:
         catalogue = Catalogue(suite, store, only)
         if catalogue.rolls:
             roll(catalogue, ended)
         else:
-            state = harvest_flow(suite, store, only, return_state=True)
-            if not state.is_completed():
-                return Failed(message=f"harvest: {state.message}", name=state.name)
-            for site in catalogue.sites:
-                ended[site] = _site(suite, str(site), store)
+            children = children_of(catalogue)
+            harvested = children.harvest(only)
+            if not harvested.is_completed():
+                return Failed(message=f"harvest: {harvested.message}", name=harvested.name)
+            _sites(catalogue, children, ended)
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
-    if harvested.reason:
-        return Failed(message="\n".join([f"harvest: {harvested.reason}", *failed]), name=harvested.name)
+    if result.reason:
+        return Failed(message="\n".join([f"harvest: {result.reason}", *failed]), name=result.name)
     write_report(catalogue)
     return Failed(message="\n".join(failed)) if failed else None
 
 
-def _site(suite: Suite, site: str, store: str) -> State:
-    """How a site ends. Blocks that it finds damaged are harvested again, each once."""
-    found: set[str] = set()
-    while True:
-        state = site_flow(suite, site, store, return_state=True)
-        reason = state.message or ""
-        if state.name != DAMAGED or reason in found:
-            return state
-        found.add(reason)
-        log.warning("%s; harvesting it again", reason.partition("; run again")[0])
-        harvest_flow(suite, store, site, return_state=True)
+def children_of(catalogue: Catalogue) -> Children:
+    return OnWorkers(catalogue) if on_workers() and not catalogue.rolls else InProcess(catalogue)
+
+
+def _sites(catalogue: Catalogue, children: Children, ended: dict[Site, State]) -> None:
+    """Note how each site ends. Blocks that one finds damaged are harvested again, each once."""
+    waiting, found = list(catalogue.sites), set[str]()
+    while waiting:
+        ended |= children.sites(waiting)
+        damaged = {site: str(ended[site].message) for site in waiting if site in ended and ended[site].name == DAMAGED}
+        waiting = [site for site, reason in damaged.items() if reason not in found]
+        found |= set(damaged.values())
+        for site in waiting:
+            log.warning("%s; harvesting it again", damaged[site].partition("; run again")[0])
+            children.harvest(str(site))

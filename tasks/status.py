@@ -16,6 +16,11 @@ def describe(catalogue: Catalogue) -> tuple[str, bool]:
     return "\n".join(lines), complete
 
 
+def is_complete(catalogue: Catalogue, site: Site) -> bool:
+    """Whether every dictionary of a site is trained and scored."""
+    return all(_dictionary(catalogue, site, spec)[1] for spec in catalogue.sites[site])
+
+
 def _harvest(catalogue: Catalogue) -> str:
     harvest = catalogue.harvest
     if not harvest.has_tokens:

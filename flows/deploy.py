@@ -1,0 +1,108 @@
+"""Deploy: bring a Prefect server to where suites can run on workers. What is there already is brought up to date."""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+
+from core.errors import ConfigError, JumpsuiteError
+from core.suite import Suite
+
+HERE = Path(__file__).parents[1] / "deployments"
+NO_OVERLAP = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+"""A schedule that fires while the last run is still going starts nothing."""
+
+
+def deploy(store: str, infrastructure: str, suites: list[Suite], cron: str | None = None) -> list[str]:
+    """Make work pools, deployments and automations on the Prefect server that is configured.
+
+    Args:
+        store: where runs keep everything, unless they are told otherwise.
+        infrastructure: the type of the work pools: process, docker or kubernetes.
+        suites: each gets a deployment of its own, `suite/<name>`, that needs no parameters.
+        cron: when these run by themselves.
+
+    Returns:
+        The names of the deployments.
+
+    Raises:
+        ConfigError: a work pool is there and of another type.
+        JumpsuiteError: Prefect refuses the deployments.
+    """
+    wanted = yaml.safe_load((HERE / "prefect.yaml").read_text())
+    wanted["deployments"] = _with_suites(wanted["deployments"], store, suites, cron)
+    with get_client(sync_client=True) as client:
+        for name in sorted({deployment["work_pool"]["name"] for deployment in wanted["deployments"]}):
+            _pool(client, name, infrastructure)
+        _prefect_deploy(wanted)
+        for automation in yaml.safe_load((HERE / "automations.yaml").read_text()):
+            _automation(client, AutomationCore.model_validate(automation))
+    return [f"{_flow_name(deployment)}/{deployment['name']}" for deployment in wanted["deployments"]]
+
+
+def _with_suites(deployments: list[dict[str, Any]], store: str, suites: list[Suite], cron: str | None) -> list[dict[str, Any]]:
+    general = next(deployment for deployment in deployments if deployment["name"] == "suite")
+    schedules = [{"cron": cron}] if cron else []
+    own = [
+        general
+        | {
+            "name": suite.name,
+            "tags": [*general["tags"], suite.name],
+            "parameters": {"suite": suite.model_dump(mode="json")},
+            "concurrency_limit": NO_OVERLAP,
+            "schedules": schedules,
+        }
+        for suite in suites
+    ]
+    return [deployment | {"parameters": deployment.get("parameters", {}) | {"store": store}} for deployment in [*deployments, *own]]
+
+
+def _flow_name(deployment: dict[str, Any]) -> str:
+    return str(deployment["entrypoint"].split(".")[1])
+
+
+def _pool(client: SyncPrefectClient, name: str, infrastructure: str) -> None:
+    try:
+        there = client.read_work_pool(name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type=infrastructure, base_job_template=_template(client, infrastructure)))
+        return
+    if there.type != infrastructure:
+        raise ConfigError(
+            f"--type is {infrastructure!r}, but the work pool {name} is there with type {there.type!r}; expected one type; "
+            f"give --type {there.type}, or delete the pool with prefect work-pool delete {name}"
+        )
+
+
+def _template(client: SyncPrefectClient, infrastructure: str) -> dict[str, Any]:
+    """Prefect's own template of jobs, with what is in the file of this infrastructure in place of what it has."""
+    kinds = {kind: about for package in client.read_worker_metadata().values() for kind, about in package.items()}
+    template: dict[str, Any] = kinds[infrastructure]["default_base_job_configuration"]
+    if infrastructure == "process":  # what a suite file names relative to the checkout is to be found
+        template["variables"]["properties"]["working_dir"]["default"] = str(Path.cwd())
+    return template
+
+
+def _prefect_deploy(wanted: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prefect.yaml"
+        file.write_text(yaml.safe_dump(wanted))
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+    if said.returncode:
+        raise JumpsuiteError(f"prefect deploy failed; expected it to take deployments/prefect.yaml; it said: {said.stdout}{said.stderr}")
+
+
+def _automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    there = client.read_automations_by_name(automation.name)
+    if there:
+        client.update_automation(there[0].id, automation)
+    else:
+        client.create_automation(automation)
