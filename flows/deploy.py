@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.schemas.automations import AutomationCore
@@ -20,7 +21,7 @@ NO_OVERLAP = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 """A schedule that fires while the last run is still going starts nothing."""
 
 
-def deploy(store: str, infrastructure: str, suites: list[Suite], cron: str | None = None) -> list[str]:
+def deploy(store: str, infrastructure: str, suites: list[Suite], cron: str | None = None, notify: str | None = None) -> list[str]:
     """Make work pools, deployments and automations on the Prefect server that is configured.
 
     Args:
@@ -28,6 +29,7 @@ def deploy(store: str, infrastructure: str, suites: list[Suite], cron: str | Non
         infrastructure: the type of the work pools: process, docker or kubernetes.
         suites: each gets a deployment of its own, `suite/<name>`, that needs no parameters.
         cron: when these run by themselves.
+        notify: an address that is sent a JSON `{"text": ...}` of each run that fails.
 
     Returns:
         The names of the deployments.
@@ -43,6 +45,10 @@ def deploy(store: str, infrastructure: str, suites: list[Suite], cron: str | Non
             _pool(client, name, infrastructure)
         _prefect_deploy(wanted)
         for automation in yaml.safe_load((HERE / "automations.yaml").read_text()):
+            if (call := automation["actions"][0])["type"] == "call-webhook":
+                if not notify:
+                    continue
+                call["block_document_id"] = Webhook(method="POST", url=notify).save("jumpsuite-failures", overwrite=True)
             _automation(client, AutomationCore.model_validate(automation))
     return [f"{_flow_name(deployment)}/{deployment['name']}" for deployment in wanted["deployments"]]
 
@@ -72,7 +78,9 @@ def _pool(client: SyncPrefectClient, name: str, infrastructure: str) -> None:
     try:
         there = client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type=infrastructure, base_job_template=_template(client, infrastructure)))
+        client.create_work_pool(
+            WorkPoolCreate(name=name, type=infrastructure, base_job_template=job_template(client.read_worker_metadata(), infrastructure, name))
+        )
         return
     if there.type != infrastructure:
         raise ConfigError(
@@ -81,12 +89,22 @@ def _pool(client: SyncPrefectClient, name: str, infrastructure: str) -> None:
         )
 
 
-def _template(client: SyncPrefectClient, infrastructure: str) -> dict[str, Any]:
-    """Prefect's own template of jobs, with what is in the file of this infrastructure in place of what it has."""
-    kinds = {kind: about for package in client.read_worker_metadata().values() for kind, about in package.items()}
+def job_template(known: dict[str, Any], infrastructure: str, pool: str) -> dict[str, Any]:
+    """What a pool's jobs are made from: Prefect's own template, with what our file of this infrastructure puts in place of its parts.
+
+    Args:
+        known: Prefect's metadata of workers.
+    """
+    kinds = {kind: about for package in known.values() for kind, about in package.items()}
     template: dict[str, Any] = kinds[infrastructure]["default_base_job_configuration"]
+    properties = template["variables"]["properties"]
     if infrastructure == "process":  # what a suite file names relative to the checkout is to be found
-        template["variables"]["properties"]["working_dir"]["default"] = str(Path.cwd())
+        properties["working_dir"]["default"] = str(Path.cwd())
+        return template
+    ours = yaml.safe_load((HERE / "pools" / f"{infrastructure}.yaml").read_text())[pool]
+    template["job_configuration"] |= ours.get("job_configuration", {})
+    for name, about in ours["variables"].items():
+        properties[name] = properties.get(name, {}) | about
     return template
 
 

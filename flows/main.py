@@ -102,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--type", default="process", choices=("process", "docker", "kubernetes"), help="where workers start runs (default: process)"
     )
     deployed.add_argument("--cron", metavar="TIMES", help="when these suites run, such as '0 2 * * *' for two every night")
+    deployed.add_argument("--notify", metavar="URL", help='where every run that fails is told of, as a JSON {"text": ...}, which chats take')
     verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
     verify.add_argument("release", metavar="RELEASE", help="folder of a release, or s3://, gs:// or az://")
     return parser
@@ -229,7 +230,7 @@ def deploy_suites(options: argparse.Namespace) -> int:
     from flows.deploy import deploy
 
     reach(needed=True)
-    for name in deploy(store.address, options.type, suites, options.cron):
+    for name in deploy(store.address, options.type, suites, options.cron, options.notify):
         print(name)
     print("\nWorkers, in a shell each: one for suites, and one a GPU, with its number:")
     print("  prefect worker start --pool jumpsuite")

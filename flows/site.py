@@ -7,7 +7,8 @@ from core.site import Site
 from core.suite import Suite
 from flows.outcome import outcome
 from storage.catalogue import Catalogue
-from tasks.evaluate import evaluate_site
+from tasks.artifacts import show_scorecards
+from tasks.evaluate import evaluate_site, scorecards
 from tasks.train import train_site
 
 
@@ -24,6 +25,7 @@ def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = 
             catalogue.set_failure(where, None)
             trained = train_site(catalogue, where, until, return_state=True)
             evaluate_site(catalogue, where)
+            show_scorecards(catalogue, where, list(scorecards(catalogue)))
         trained.result()
     if result.reason:
         Catalogue(suite, store, only=site).set_failure(Site.parse(site), result.reason)

@@ -12,6 +12,7 @@ from flows.outcome import DAMAGED, outcome
 from flows.rolling import roll
 from flows.workers import OnWorkers, on_workers
 from storage.catalogue import Catalogue
+from tasks.artifacts import show_suite
 from tasks.report import write_report
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ def train_and_score(suite: Suite, store: str, only: str) -> State | None:
             _sites(catalogue, children, ended)
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
     if result.reason:
-        return Failed(message="\n".join([f"harvest: {result.reason}", *failed]), name=result.name)
-    write_report(catalogue)
+        return Failed(message="\n".join([result.reason, *failed]), name=result.name)
+    show_suite(catalogue, write_report(catalogue), failed)
     return Failed(message="\n".join(failed)) if failed else None
 
 

@@ -1,13 +1,25 @@
-"""Progress: a bar with rate and time left on a terminal, a line now and then in a log."""
+"""Progress: a bar with rate and time left on a terminal, a line now and then in a log, and a bar in the Prefect UI."""
 
 import sys
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
+from tasks.live import shown
+
 LOG_SECONDS = 30
+
+
+@dataclass
+class Look:
+    """At a progress: when, and how far it was."""
+
+    time: float
+    done: int
 
 
 class Progress:
@@ -25,32 +37,39 @@ class Progress:
         )
         self._name, self._total, self._unit, self._done, self._start = name, total, unit, start, start
         self._terminal, self._silent = terminal, silent
-        self._began = self._spoke = time.monotonic()
-        self._done_before = start
+        self._began = time.monotonic()
+        self._spoke, self._shown = Look(self._began, start), Look(self._began, start)
         self._note = ""
+        self._showing = ExitStack()
 
     def advance(self, amount: int, note: str = "") -> None:
         self._done, self._note = self._done + amount, note or self._note
         if self._terminal:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(amount)
-        elif not self._silent and time.monotonic() - self._spoke > LOG_SECONDS:
-            self._say()
+        elif not self._silent and time.monotonic() - self._spoke.time > LOG_SECONDS:
+            print(self._line(self._spoke), file=sys.stderr, flush=True)
 
-    def _say(self) -> None:
-        before, self._spoke = self._spoke, time.monotonic()
-        # Since the last line, not since the beginning: the first steps of a training, and a first pass that compiles, are slower than all others.
-        rate = (self._done - self._done_before) / max(1e-9, self._spoke - before)
-        self._done_before = self._done
-        left = max(0, self._total - self._done) / rate if rate else float("inf")
-        share = f"{self._done:,} of {self._total:,} {self._unit}"
+    def _line(self, last: Look) -> str:
+        """How far it is, and how fast it was since the last look, which this one then is."""
+        now, done = time.monotonic(), self._done
+        # Not since the beginning: the first steps of a training, and a first pass that compiles, are slower than all others.
+        rate = (done - last.done) / max(1e-9, now - last.time)
+        last.time, last.done = now, done
+        left = max(0, self._total - done) / rate if rate else float("inf")
         note = f"  {self._note}" if self._note else ""
-        print(f"{self._name}: {share}, {rate:,.0f}/s, {left:,.0f} s left{note}", file=sys.stderr, flush=True)
+        return f"{self._name}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left{note}"
+
+    def _look(self) -> tuple[float, str]:
+        return 100 * self._done / max(1, self._total), self._line(self._shown)
 
     def __enter__(self) -> Self:
+        if not self._silent:
+            self._showing.enter_context(shown(self._look))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._showing.close()
         self._bar.close()
         if not (self._terminal or self._silent) and error is None and self._done > self._start:
             seconds = time.monotonic() - self._began

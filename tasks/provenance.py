@@ -1,5 +1,6 @@
 """Provenance: which code measured a number."""
 
+import os
 import subprocess
 from functools import cache
 from importlib.metadata import version
@@ -18,4 +19,4 @@ def _commit() -> str:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("JUMPSUITE_COMMIT", "unknown")  # an image has no repository

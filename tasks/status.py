@@ -21,13 +21,20 @@ def is_complete(catalogue: Catalogue, site: Site) -> bool:
     return all(_dictionary(catalogue, site, spec)[1] for spec in catalogue.sites[site])
 
 
-def _harvest(catalogue: Catalogue) -> str:
-    harvest = catalogue.harvest
-    if not harvest.has_tokens:
-        return "absent"
-    parts = [harvest.part("train"), harvest.part("held_out")]
+def harvested_blocks(catalogue: Catalogue) -> tuple[int, int] | None:
+    """How many blocks have the suite's sites, and of how many; None before there are tokens."""
+    if not catalogue.harvest.has_tokens:
+        return None
+    parts = [catalogue.harvest.part("train"), catalogue.harvest.part("held_out")]
     total = sum(part.num_blocks for part in parts)
-    done = total - sum(len(part.missing(list(catalogue.sites))) for part in parts)
+    return total - sum(len(part.missing(list(catalogue.sites))) for part in parts), total
+
+
+def _harvest(catalogue: Catalogue) -> str:
+    blocks = harvested_blocks(catalogue)
+    if not blocks:
+        return "absent"
+    done, total = blocks
     if catalogue.rolls:
         return f"rolls, {done} of {total} blocks are here now"
     return f"done, {total} blocks" if done == total else f"running, {done} of {total} blocks"

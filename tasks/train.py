@@ -4,7 +4,7 @@ import logging
 import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from tasks.processes import in_processes
 from tasks.progress import Progress
 from tasks.provenance import code
 from tasks.resources import warn_of_slow_bfloat16
+from tasks.signals import held_back, never
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
     with (
         closing(Reader(part, site, order, stop, device)) as reader,
         Progress(f"train {site}", end * training.batch_rows, "rows", start * training.batch_rows, silent=not stores) as progress,
+        nullcontext(never) if shards else held_back() as told_to_end,  # shards that end at different steps would wait for each other
     ):
         began = time.perf_counter()
         for steps in train_together(list(trainers.values()), reader.batch, on_sick, stop):
@@ -105,7 +107,10 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
             for folder in folders:
                 trainer = trainers[folder.spec]
                 if trainer.step == steps and not trainer.sick:
-                    _keep(folder, trainer, steps == stop or steps % training.checkpoint_steps == 0, facts, stores)
+                    due = steps == stop or steps % training.checkpoint_steps == 0 or told_to_end()
+                    _keep(folder, trainer, due, facts, stores)
+            if told_to_end():
+                break
         seconds = time.perf_counter() - began
         if reader.waited > 0.05 * seconds:
             log.info("%s: of %.1f s of training, %.1f s were spent waiting for rows", site, seconds, reader.waited)

@@ -12,15 +12,13 @@ if not any(Path("/dev").glob("nvidia[0-9]*")):
 
 import json
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from ports import free_port, until_answered
+from ports import free_port
+from prefect_server import PrefectServer
 from s3_server import S3Server
 
 from flows.engine import settle
@@ -56,14 +54,11 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server, which flows of this process use."""
     from prefect.logging.handlers import APILogHandler
 
-    mine = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(PREFECT_PORT)]
-    server = subprocess.Popen(command, env=os.environ | mine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    until_answered(PREFECT_PORT, tries=3_000)
+    server = PrefectServer(tmp_path_factory.mktemp("prefect"), PREFECT_PORT)
+    server.start()
     yield os.environ["PREFECT_API_URL"]
     APILogHandler().flush()  # or it is tried when this process ends, with nobody there to take it
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
+    server.stop()
 
 
 SUBJECTS = ("the river", "a small engine", "the old library", "every neuron", "the northern harbour", "our telescope", "a wooden bridge")

@@ -1,9 +1,5 @@
 """A Prefect server that somebody set up: what the command line says when it cannot be worked with."""
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,7 +8,8 @@ from threading import Thread
 import pytest
 from command import jumpsuite, write_suite
 from conftest import tiny_fields
-from ports import free_port, until_answered
+from ports import free_port
+from prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +20,10 @@ def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server that asks for credentials."""
-    port = free_port()
-    mine = {"PREFECT_HOME": str(tmp_path_factory.mktemp("guarded")), "PREFECT_SERVER_API_AUTH_STRING": "ada:engine"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    server = subprocess.Popen(command, env=os.environ | mine, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    until_answered(port, tries=3_000)
-    yield f"http://127.0.0.1:{port}/api"
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait(30)
+    server = PrefectServer(tmp_path_factory.mktemp("guarded"), PREFECT_SERVER_API_AUTH_STRING="ada:engine")
+    server.start()
+    yield server.address
+    server.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,241 @@
+"""Suites on workers: a real Prefect server on PostgreSQL, real workers, and the bytes that a run in one process leaves."""
+
+import itertools
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import jumpsuite, results, write_suite
+from conftest import tiny_fields
+from prefect_server import Postgres, PrefectServer, Worker
+
+SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out")]
+SLOTS = ("gpu-0", "gpu-1")
+
+
+@dataclass
+class Cluster:
+    server: PrefectServer
+    workers: dict[str, Worker]
+
+    def __call__(self, *arguments: str | Path) -> str:
+        """What a command says that works with this server."""
+        done = jumpsuite(*arguments, PREFECT_API_URL=self.server.address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def client(self) -> Any:
+        from prefect.client.orchestration import SyncPrefectClient
+
+        return SyncPrefectClient(self.server.address)
+
+    def start(self, deployment: str, **parameters: Any) -> Any:
+        """A run of a deployment, as of one who presses Run in the UI; gives its identity."""
+        with self.client() as client:
+            there = client.read_deployment_by_name(deployment)
+            return client.create_flow_run_from_deployment(there.id, parameters=parameters).id
+
+    def run(self, identity: Any) -> Any:
+        with self.client() as client:
+            return client.read_flow_run(identity)
+
+    def runs(self, store: Path, flow: str) -> list[Any]:
+        """All runs of a flow in a store, in the order in which they began."""
+        from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+
+        with self.client() as client:
+            found = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
+        here = [run for run in found if run.parameters.get("store") == str(store)]
+        return sorted(here, key=lambda run: run.start_time or run.expected_start_time)
+
+    def ended(self, identity: Any) -> Any:
+        """A run's state when it has ended."""
+        until(lambda: self.run(identity).state.is_final())
+        return self.run(identity).state
+
+
+def until(true: Callable[[], bool], minutes: float = 15) -> None:
+    for _ in range(int(minutes * 60)):
+        if true():
+            return
+        time.sleep(1)
+    raise TimeoutError(f"not so after {minutes} minutes")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A server, a worker for suites, and one for each of two slots."""
+    folder = tmp_path_factory.mktemp("cluster")
+    postgres = Postgres(folder / "postgres")
+    server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address)
+    server.start()
+    cluster = Cluster(server, {})
+    cluster("deploy", "--store", folder / "runs")  # a pool is there before its worker would make one of its own kind
+    cluster.workers["light"] = Worker(server, "jumpsuite", "light")
+    for name in SLOTS:
+        cluster.workers[name] = Worker(server, "jumpsuite-gpu", name, limit=1)
+    yield cluster
+    for worker in cluster.workers.values():
+        worker.kill()
+    server.stop()
+    postgres.stop()
+
+
+@pytest.fixture(scope="module")
+def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = tiny_fields(tiny_model, tiny_text)
+    fields["harvest"]["block_sequences"] = 64
+    fields["sites"]["kinds"] = ["resid_post", "mlp_out"]
+    return write_suite(fields, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the suite leaves when it is run in one process."""
+    store = tmp_path_factory.mktemp("alone") / "runs"
+    cluster("run", suite_file, "--store", store)
+    return results(store)
+
+
+@pytest.fixture(scope="module")
+def deployed(cluster: Cluster, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A store in which the suite was run by its own deployment, and the state in which that ended."""
+    store = tmp_path_factory.mktemp("deployed") / "runs"
+    assert "suite/tiny" in cluster("deploy", suite_file, "--store", store).splitlines()
+    return store, cluster.ended(cluster.start("suite/tiny"))
+
+
+def test_a_deployed_suite_ends_in_a_verified_release_of_the_same_bytes(deployed: tuple[Path, Any], undisturbed: dict[str, str]) -> None:
+    store, state = deployed
+    assert state.is_completed(), state.message
+    assert results(store) == undisturbed
+    assert jumpsuite("verify", store / "tiny/release").returncode == 0
+
+
+def test_every_site_is_a_run_of_its_own_named_by_what_it_does(deployed: tuple[Path, Any], cluster: Cluster) -> None:
+    sites = cluster.runs(deployed[0], "site")
+    assert sorted(run.name for run in sites) == sorted(f"site {site}" for site in SITES)
+    assert all(run.deployment_id and {"jumpsuite", "tiny"} <= set(run.tags) for run in sites)
+    assert [run.name for run in cluster.runs(deployed[0], "harvest")] == ["harvest tiny"]
+    assert [run.name for run in cluster.runs(deployed[0], "release")] == ["release tiny"]
+
+
+def test_a_slot_has_one_site_at_a_time(deployed: tuple[Path, Any], cluster: Cluster) -> None:
+    by_slot: dict[str, list[tuple[datetime, datetime]]] = {name: [] for name in SLOTS}
+    for run in cluster.runs(deployed[0], "site"):
+        by_slot[run.labels["prefect.worker.name"]].append((run.start_time, run.end_time))
+    assert all(by_slot.values())
+    for times in by_slot.values():
+        times.sort()
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+
+
+def test_a_suite_goes_on_from_the_command_line_where_workers_left_it_and_back(
+    deployed: tuple[Path, Any], cluster: Cluster, suite_file: Path, undisturbed: dict[str, str]
+) -> None:
+    store, sites = deployed[0], len(cluster.runs(deployed[0], "site"))
+    said = cluster("run", suite_file, "--store", store)
+    assert not [line for line in said.splitlines() if line.startswith(("train ", "harvest "))]
+    assert cluster.ended(cluster.start("suite/tiny")).is_completed()
+    assert results(store) == undisturbed
+    again = cluster.runs(store, "site")
+    assert len([run for run in again if run.deployment_id]) == sites
+
+
+def test_a_failed_site_is_all_that_its_retry_runs(cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import State
+
+    store, sick = tmp_path / "runs", "L01.mlp_out"
+    cluster("harvest", suite_file, "--store", store)
+    (store / "dictionaries").mkdir(exist_ok=True)
+    (store / "dictionaries" / sick).write_text("a file where a folder must be: nothing can be written below it")
+    suite = cluster.start("suite/tiny", store=str(store))
+    state = cluster.ended(suite)
+    assert state.is_failed()
+    assert state.message.startswith(f"{sick}: ")
+    assert "\n" not in state.message
+    before = {run.name: run for run in cluster.runs(store, "site")}
+    assert {name for name, run in before.items() if not run.state.is_completed()} == {f"site {sick}"}
+
+    (store / "dictionaries" / sick).unlink()
+    with cluster.client() as client:  # what Retry in the UI asks for
+        client.set_flow_run_state(before[f"site {sick}"].id, State(type=StateType.SCHEDULED, name="AwaitingRetry"))
+    until(lambda: cluster.run(before[f"site {sick}"].id).state.is_completed())
+    after = {run.name: run for run in cluster.runs(store, "site")}
+    assert {name: run.run_count for name, run in after.items()} == {name: 1 + (name == f"site {sick}") for name in before}
+    with cluster.client() as client:
+        client.set_flow_run_state(suite, State(type=StateType.SCHEDULED, name="AwaitingRetry"))
+    until(lambda: cluster.run(suite).state.is_completed())
+    assert len(cluster.runs(store, "site")) == len(SITES)
+    assert results(store) == undisturbed
+
+
+def test_a_site_whose_machine_vanishes_is_taken_up_again_by_itself(
+    cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    store = tmp_path / "runs"
+    suite = cluster.start("suite/tiny", store=str(store))
+    until(lambda: any(run.state.is_running() for run in cluster.runs(store, "site")))
+    running = next(run for run in cluster.runs(store, "site") if run.state.is_running())
+    worker = cluster.workers[running.labels["prefect.worker.name"]]
+    worker.kill()
+    worker.start()
+    assert cluster.ended(suite).is_completed()
+    assert cluster.run(running.id).run_count == 2
+    assert results(store) == undisturbed
+
+
+def test_a_suite_that_is_asked_for_while_it_runs_runs_once(cluster: Cluster, suite_file: Path, tmp_path: Path) -> None:
+    first = cluster.start("suite/tiny", store=str(tmp_path / "runs"), only=SITES[0])
+    until(lambda: cluster.run(first).state.is_running())
+    second = cluster.start("suite/tiny", store=str(tmp_path / "runs"), only=SITES[0])
+    assert cluster.ended(second).is_cancelled()
+    assert cluster.ended(first).is_completed()
+    assert len(cluster.runs(tmp_path / "runs", "site")) == 1
+
+
+def test_deploying_again_changes_nothing_and_keeps_schedules(cluster: Cluster, suite_file: Path, tmp_path: Path) -> None:
+    def there() -> tuple[Any, ...]:
+        with cluster.client() as client:
+            deployments = sorted(
+                (str(d.id), d.name, d.parameters.get("store"), [s.schedule.cron for s in d.schedules]) for d in client.read_deployments()
+            )
+            automations = sorted(str(automation.id) for automation in client.read_automations())
+            pools = sorted((pool.name, pool.type) for pool in client.read_work_pools())
+        return deployments, automations, pools
+
+    command = ("deploy", suite_file, "--store", tmp_path / "runs", "--cron", "0 2 * * *")
+    cluster(*command)
+    before = there()
+    cluster(*command)
+    assert there() == before
+    assert any(schedules == ["0 2 * * *"] for _, name, schedules in before[0] if name == "tiny")
+
+
+@pytest.mark.slow
+def test_workers_killed_at_ten_random_moments_and_a_server_that_restarts_leave_the_same_bytes(
+    cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    chance, store = random.Random(5), tmp_path / "runs"  # noqa: S311
+    suite = cluster.start("suite/tiny", store=str(store))
+    for kill in range(10):
+        until(lambda: any(run.state.is_running() for run in cluster.runs(store, "suite")))
+        time.sleep(chance.uniform(2, 30))
+        worker = chance.choice(list(cluster.workers.values()))
+        print(f"kill {kill + 1}: {worker.name}, {[f'{run.name} {run.state_name}' for run in cluster.runs(store, 'site')]}")
+        worker.kill()
+        worker.start()
+        if kill == 4:
+            cluster.server.stop(signal.SIGKILL)
+            time.sleep(10)
+            cluster.server.start()
+    assert cluster.ended(suite).is_completed()
+    assert results(store) == undisturbed
