@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from core.errors import ConfigError, JumpsuiteError
+from flows import PACKAGES
 
 ROOM = 4 * 10**6
 """Bytes that the server's database takes at its beginning; with less it would not start, and say so only after minutes."""
@@ -28,7 +29,7 @@ def settle(home: Path) -> None:
             raise JumpsuiteError(f"{home} has {free / 1e6:.1f} MB left; expected {ROOM / 1e6:.0f} MB and more; make room and run again")
         os.environ["PREFECT_HOME"] = str(home)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "core,storage,tasks,flows")
+    os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", ",".join(PACKAGES))
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     # What went wrong is said by the command line in a sentence; tracebacks stay in the run's log on the server.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from core.errors import ConfigError, JumpsuiteError
 from core.suite import Suite
 from core.suite_file import parse_suite
+from flows import PACKAGES
 from flows.engine import fault_of, reach, settle
 
 if TYPE_CHECKING:
@@ -362,10 +363,8 @@ class _Plain(logging.Formatter):
 def _log_to_terminal() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain())
-    for name in ("core", "storage", "tasks", "flows"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.handlers = [handler]
+    for package in PACKAGES:
+        logging.getLogger(package).handlers = [handler]
 
 
 if __name__ == "__main__":

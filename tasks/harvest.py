@@ -20,7 +20,7 @@ from storage.layout import PARTS
 from storage.objects import LOOK_SECONDS
 from storage.places import Taken
 from tasks.progress import Progress
-from tasks.resources import borrowed_anatomy, warn_of_slow_bfloat16
+from tasks.resources import borrowed_anatomy, require_room, warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def harvest_blocks(catalogue: Catalogue, turn: int | None = None) -> None:
     missing = [(part, block) for part in parts for block in window.get(part.name, part.blocks) if part.lacks(block, sites)]
     if not missing:
         return
+    require_room(catalogue, [device_of(catalogue.suite.device)], at_all=True)  # for training too, or the harvest were in vain
     warn_of_slow_bfloat16("model.dtype", catalogue.suite.model.dtype, device_of(catalogue.suite.device))
     total = sum(part.tokens(block).size for part, block in missing)
     # A block is written while the model runs over the next one, so two are in memory, the same again and again.

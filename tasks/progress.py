@@ -1,5 +1,6 @@
 """Progress: a bar with rate and time left on a terminal, a line now and then in a log, and a bar in the Prefect UI."""
 
+import logging
 import sys
 import time
 from contextlib import ExitStack
@@ -10,6 +11,8 @@ from typing import Self
 from tqdm import tqdm
 
 from tasks.live import shown
+
+log = logging.getLogger(__name__)
 
 LOG_SECONDS = 30
 
@@ -48,7 +51,7 @@ class Progress:
             self._bar.set_postfix_str(self._note, refresh=False)
             self._bar.update(amount)
         elif not self._silent and time.monotonic() - self._spoke.time > LOG_SECONDS:
-            print(self._line(self._spoke), file=sys.stderr, flush=True)
+            log.info(self._line(self._spoke))
 
     def _line(self, last: Look) -> str:
         """How far it is, and how fast it was since the last look, which this one then is."""
@@ -75,4 +78,4 @@ class Progress:
             seconds = time.monotonic() - self._began
             note = f"  {self._note}" if self._note else ""
             rate = (self._done - self._start) / max(1e-9, seconds)
-            print(f"{self._name}: {self._done - self._start:,} {self._unit} in {seconds:,.1f} s, {rate:,.0f}/s{note}", file=sys.stderr, flush=True)
+            log.info("%s: %s %s in %.1f s, %s/s%s", self._name, f"{self._done - self._start:,}", self._unit, seconds, f"{rate:,.0f}", note)

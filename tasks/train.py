@@ -29,7 +29,7 @@ from storage.harvest import Part
 from tasks.processes import in_processes
 from tasks.progress import Progress
 from tasks.provenance import code
-from tasks.resources import warn_of_slow_bfloat16
+from tasks.resources import require_room, warn_of_slow_bfloat16
 from tasks.signals import held_back, never
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def train_site(catalogue: Catalogue, site: Site, until: int | None = None) -> No
             that fell sick in an earlier turn is left.
 
     Raises:
-        ConfigError: there are fewer devices than `training.shards`.
+        ConfigError: there are fewer devices than `training.shards`, or less memory on one than the site needs.
         JumpsuiteError: some dictionary fell sick, after all others are finished; or a process that trains a shard died.
     """
     folders = [catalogue.folder(spec) for spec in catalogue.sites[site]]
@@ -57,6 +57,7 @@ def train_site(catalogue: Catalogue, site: Site, until: int | None = None) -> No
     if not folders:
         return
     devices = devices_of(catalogue.suite.device, catalogue.suite.training.shards)
+    require_room(catalogue.of([site]), devices)
     if len(devices) == 1:
         warn_of_slow_bfloat16("training.encoder_product", catalogue.suite.training.encoder_product, devices[0])
         _train(catalogue, site, devices[0], until)

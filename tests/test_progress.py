@@ -10,7 +10,8 @@ from tasks.progress import Progress
 from tasks.train import _note
 
 
-def test_the_time_left_follows_the_present_speed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_left_follows_the_present_speed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with Progress("train", 1_000, "rows") as shown:
@@ -18,7 +19,7 @@ def test_the_time_left_follows_the_present_speed(monkeypatch: pytest.MonkeyPatch
         shown.advance(100)  # slow at first: one a second
         now = 140.0
         shown.advance(400)  # then ten
-    slow, quick, _ = capsys.readouterr().err.splitlines()
+    slow, quick, _ = caplog.messages
     assert slow == "train: 100 of 1,000 rows, 1/s, 900 s left"
     assert quick == "train: 500 of 1,000 rows, 10/s, 50 s left"
 
