@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import FailedRun, TerminationSignal
 from prefect.states import Completed, Failed, State
 
 from core.errors import ConfigError, JumpsuiteError
@@ -21,6 +21,14 @@ DAMAGED = "Damaged"
 """Name of the Failed state of a run that found blocks damaged, which the next harvest makes anew."""
 
 log = logging.getLogger(__name__)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not, of a run that a worker started and that failed, the engine's traceback from the sentence that its state has."""
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_is_news)
 
 
 @dataclass

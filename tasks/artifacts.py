@@ -17,7 +17,7 @@ def show_scorecards(catalogue: Catalogue, site: Site, scored: Scored) -> None:
         return
     head, *lines = table_lines(scored)
     table = [dict(zip(head, line, strict=True)) for line in lines]
-    create_table_artifact(table, key=_key(f"{catalogue.suite.name} {site}"), description=LEGEND)
+    create_table_artifact(table, key=_key(f"{catalogue.suite.name} {site}"), description=f"Dictionaries at {site}.  {LEGEND}")
 
 
 def show_suite(catalogue: Catalogue, scored: Scored, failed: list[str]) -> None:

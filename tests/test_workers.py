@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +55,13 @@ class Cluster:
             found = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])))
         here = [run for run in found if run.parameters.get("store") == str(store)]
         return sorted(here, key=lambda run: run.start_time or run.expected_start_time)
+
+    def log(self, identity: Any) -> str:
+        """What a run's page shows of its log."""
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+        with self.client() as client:
+            return "\n".join(line.message for line in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[identity]))))
 
     def ended(self, identity: Any) -> Any:
         """A run's state when it has ended."""
@@ -149,10 +157,23 @@ def test_a_suite_goes_on_from_the_command_line_where_workers_left_it_and_back(
     assert len([run for run in again if run.deployment_id]) == sites
 
 
-def test_a_failed_site_is_all_that_its_retry_runs(cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    from prefect.client.schemas.objects import StateType
-    from prefect.states import State
+@contextmanager
+def browser(cluster: Cluster) -> Iterator[Any]:
+    """A page of headless Chromium, on the server's site."""
+    from playwright.sync_api import sync_playwright
 
+    offline = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=offline)
+        page = chromium.new_page(base_url=cluster.server.address.removesuffix("/api"), viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(120_000)
+        yield page
+        chromium.close()
+
+
+def test_a_failed_site_is_found_in_the_browser_and_is_all_that_its_retry_runs(
+    cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     store, sick = tmp_path / "runs", "L01.mlp_out"
     cluster("harvest", suite_file, "--store", store)
     (store / "dictionaries").mkdir(exist_ok=True)
@@ -164,18 +185,34 @@ def test_a_failed_site_is_all_that_its_retry_runs(cluster: Cluster, suite_file: 
     assert "\n" not in state.message
     before = {run.name: run for run in cluster.runs(store, "site")}
     assert {name for name, run in before.items() if not run.state.is_completed()} == {f"site {sick}"}
+    assert "Traceback" not in cluster.log(suite) + cluster.log(before[f"site {sick}"].id)
 
     (store / "dictionaries" / sick).unlink()
-    with cluster.client() as client:  # what Retry in the UI asks for
-        client.set_flow_run_state(before[f"site {sick}"].id, State(type=StateType.SCHEDULED, name="AwaitingRetry"))
-    until(lambda: cluster.run(before[f"site {sick}"].id).state.is_completed())
-    after = {run.name: run for run in cluster.runs(store, "site")}
-    assert {name: run.run_count for name, run in after.items()} == {name: 1 + (name == f"site {sick}") for name in before}
-    with cluster.client() as client:
-        client.set_flow_run_state(suite, State(type=StateType.SCHEDULED, name="AwaitingRetry"))
-    until(lambda: cluster.run(suite).state.is_completed())
-    assert len(cluster.runs(store, "site")) == len(SITES)
-    assert results(store) == undisturbed
+    with browser(cluster) as page:
+        page.goto(f"/runs/flow-run/{suite}")
+        page.get_by_role("tab", name="Subflow Runs").click()
+        page.get_by_role("link", name=f"site {sick}").first.click()
+        _retry(page)
+        until(lambda: cluster.run(before[f"site {sick}"].id).state.is_completed())
+        after = {run.name: run for run in cluster.runs(store, "site")}
+        assert {name: run.run_count for name, run in after.items()} == {name: 1 + (name == f"site {sick}") for name in before}
+        page.goto(f"/runs/flow-run/{suite}")
+        _retry(page)
+        until(lambda: cluster.run(suite).state.is_completed())
+        assert len(cluster.runs(store, "site")) == len(SITES)
+        assert results(store) == undisturbed
+        page.goto("/artifacts")
+        page.get_by_text("tiny-summary").click()
+        page.locator("a[href*='/artifacts/artifact/']").first.click()
+        picture = page.get_by_role("img", name="L0 against fraction of variance unexplained")
+        picture.wait_for()
+        assert picture.evaluate("image => image.naturalWidth") > 1_000
+        assert page.get_by_role("cell", name=sick).is_visible()
+
+
+def _retry(page: Any) -> None:
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_role("dialog").get_by_role("button", name="Retry").click()
 
 
 def test_a_site_whose_machine_vanishes_is_taken_up_again_by_itself(
