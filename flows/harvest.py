@@ -6,6 +6,7 @@ from prefect.states import State
 from core.errors import ConfigError
 from core.suite import Suite
 from flows.outcome import outcome
+from flows.slots import own_gpus
 from storage.catalogue import Catalogue
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import tokenise
@@ -14,7 +15,7 @@ from tasks.tokenise import tokenise
 @flow(name="harvest", flow_run_name="harvest {suite.name}")
 def harvest_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     """Leave the suite's harvest complete in the store. Runs that make the same one share its blocks."""
-    with outcome() as result:
+    with outcome() as result, own_gpus():
         catalogue = Catalogue(suite, store, only)
         if catalogue.rolls:
             raise ConfigError(

@@ -6,6 +6,7 @@ from prefect.states import State
 from core.site import Site
 from core.suite import Suite
 from flows.outcome import outcome
+from flows.slots import own_gpus
 from storage.catalogue import Catalogue
 from tasks.artifacts import show_scorecards
 from tasks.evaluate import evaluate_site, scorecards
@@ -19,7 +20,7 @@ def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = 
     Args:
         until: of a rolling harvest, the turn after which to leave off.
     """
-    with outcome() as result:
+    with outcome() as result, own_gpus():
         catalogue, where = Catalogue(suite, store, only=site), Site.parse(site)
         with catalogue.store.lock(f"dictionaries/{where}"):
             catalogue.set_failure(where, None)
