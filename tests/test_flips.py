@@ -186,7 +186,7 @@ def test_whatever_was_changed_is_repaired(kind: str, stores: Stores, tmp_path: P
     chance, store = random.Random(kind), tmp_path / "runs"  # noqa: S311
     shutil.copytree(stores.begun if kind in ("checkpoints", "states") else stores.done, store)
     files = sorted(path for path in store.glob(KINDS[kind]) if path.is_file())
-    if kind not in ("dictionaries", "scorecards", "what was worked out"):
+    if kind not in ("dictionaries", "scorecards"):
         shutil.rmtree(store / "tiny", ignore_errors=True)
         for path in [*store.glob("dictionaries/**/dictionary.json"), *store.glob("dictionaries/**/scorecard-*")]:
             path.unlink()  # so that everything is read again
@@ -205,3 +205,18 @@ def test_verify_names_what_was_changed_in_a_release(stores: Stores) -> None:
         verified = here("verify", stores.done / "tiny/release")
         assert verified.returncode == 1
         assert path.name in verified.stdout + verified.stderr
+
+
+@pytest.mark.long
+def test_what_was_worked_out_is_worked_out_again_by_the_run_that_finds_it_changed(stores: Stores, tmp_path: Path) -> None:
+    store = tmp_path / "runs"
+    shutil.copytree(stores.done, store)
+    for path in [*store.glob("dictionaries/**/dictionary.json"), *store.glob("dictionaries/**/scorecard-*")]:
+        path.unlink()  # so that everything is read again
+    changed = list(store.glob(KINDS["what was worked out"]))
+    for path in changed:
+        path.write_bytes(path.read_bytes()[:-9])
+    run = here("run", stores.suite_file, "--store", store)
+    assert run.returncode == 0, run.stderr
+    assert all(path.name in run.stderr for path in changed)
+    assert results(store) == results(stores.done)
