@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,22 +36,20 @@ class PrefectServer:
 class Postgres:
     """A PostgreSQL server with an empty database. It refuses to be root, so it is `postgres`, Debian's user for it, where tests are."""
 
-    def __init__(self, folder: Path) -> None:
-        self.port, self._data = free_port(), folder / "data"
+    def __init__(self) -> None:
+        # Not where tests have their files: pytest lets nobody but its own user in there.
+        self._folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self.port, self._data = free_port(), self._folder / "data"
         self.address = f"postgresql+asyncpg://prefect@127.0.0.1:{self.port}/postgres"
-        folder.mkdir()
-        if os.getuid() == 0:
-            self._as = {"user": "postgres", "group": "postgres"}
-            shutil.chown(folder, "postgres", "postgres")
-            for above in folder.parents[:-2]:
-                above.chmod(above.stat().st_mode | 0o11)
-        else:
-            self._as = {}
+        self._as = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
+        if self._as:
+            shutil.chown(self._folder, **self._as)
         self._run("initdb", "--auth", "trust", "--username", "prefect")
-        self._run("pg_ctl", "start", "--wait", "--options", f"-p {self.port} -h 127.0.0.1 -k {folder} -c fsync=off -c max_connections=200")
+        self._run("pg_ctl", "start", "--wait", "--options", f"-p {self.port} -h 127.0.0.1 -k {self._folder} -c fsync=off -c max_connections=200")
 
     def stop(self) -> None:
         self._run("pg_ctl", "stop", "--mode", "immediate")
+        shutil.rmtree(self._folder)
 
     def _run(self, program: str, *arguments: str) -> None:
         command = [_postgres_programs() / program, "--pgdata", self._data, *arguments]

@@ -81,7 +81,7 @@ def until(true: Callable[[], bool], minutes: float = 15) -> None:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server, a worker for suites, and one for each of two slots."""
     folder = tmp_path_factory.mktemp("cluster")
-    postgres = Postgres(folder / "postgres")
+    postgres = Postgres()
     server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address)
     server.start()
     cluster = Cluster(server, {})
