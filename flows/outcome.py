@@ -23,12 +23,16 @@ DAMAGED = "Damaged"
 log = logging.getLogger(__name__)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Not, of a run that a worker started and that failed, the engine's traceback from the sentence that its state has."""
-    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leaves, of errors that a user is meant to read, Prefect's traceback out of a run's log: what there is to say is in the sentence."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, (JumpsuiteError, *FAULTS)):
+        record.exc_info = record.exc_text = None
+    return not isinstance(error, FailedRun)  # which its engine makes of a state that is in the log already
 
 
-logging.getLogger("prefect.flow_runs").addFilter(_is_news)
+for runs in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(runs).addFilter(_without_traceback)
 
 
 @dataclass
