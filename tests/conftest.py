@@ -83,11 +83,14 @@ def tiny_documents(num_documents: int = 400, seed: int = 0) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random Gemma 3 of three layers and a tokenizer of 512 tokens."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", layers=3)
+
+
+def write_tiny_model(folder: Path, layers: int) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -99,14 +102,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=12,  # d_attn, 24, is not d_model
         query_pre_attn_scalar=12,
         max_position_embeddings=128,
         sliding_window=16,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        layer_types=[("sliding_attention", "full_attention")[layer % 2] for layer in range(layers)],
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=2,

@@ -28,6 +28,10 @@ class PrefectServer:
         self._process = subprocess.Popen(command, env=self._environment, start_new_session=True, **QUIET)  # type: ignore[call-overload]
         until_answered(self.port, tries=3_000)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         os.killpg(self._process.pid, how)
         self._process.wait()

@@ -215,6 +215,7 @@ def _retry(page: Any) -> None:
     page.get_by_role("dialog").get_by_role("button", name="Retry").click()
 
 
+@pytest.mark.long
 def test_a_site_whose_machine_vanishes_is_taken_up_again_by_itself(
     cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
