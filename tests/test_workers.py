@@ -1,6 +1,7 @@
 """Suites on workers: a real Prefect server on PostgreSQL, real workers, and the bytes that a run in one process leaves."""
 
 import itertools
+import json
 import random
 import signal
 import time
@@ -8,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -82,7 +85,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server, a worker for suites, and one for each of two slots."""
     folder = tmp_path_factory.mktemp("cluster")
     postgres = Postgres()
-    server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address)
+    # The order of events is kept in the database too: automations go on at once behind a restart, instead of a quarter of an hour later.
+    ordering = "prefect.server.events.ordering.db"
+    server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address, PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=ordering)
     server.start()
     cluster = Cluster(server, {})
     cluster("deploy", "--store", folder / "runs")  # a pool is there before its worker would make one of its own kind
@@ -158,6 +163,27 @@ def test_a_suite_goes_on_from_the_command_line_where_workers_left_it_and_back(
 
 
 @contextmanager
+def webhook() -> Iterator[tuple[str, list[Any]]]:
+    """An address, and what is posted to it."""
+    posted: list[Any] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """It is a test's."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/", posted
+    server.shutdown()
+    server.server_close()
+
+
+@contextmanager
 def browser(cluster: Cluster) -> Iterator[Any]:
     """A page of headless Chromium, on the server's site."""
     from playwright.sync_api import sync_playwright
@@ -171,16 +197,21 @@ def browser(cluster: Cluster) -> Iterator[Any]:
         chromium.close()
 
 
-def test_a_failed_site_is_found_in_the_browser_and_is_all_that_its_retry_runs(
+def test_a_failed_site_is_told_found_in_the_browser_and_all_that_its_retry_runs(
     cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     store, sick = tmp_path / "runs", "L01.mlp_out"
     cluster("harvest", suite_file, "--store", store)
     (store / "dictionaries").mkdir(exist_ok=True)
     (store / "dictionaries" / sick).write_text("a file where a folder must be: nothing can be written below it")
-    suite = cluster.start("suite/tiny", store=str(store))
-    state = cluster.ended(suite)
+    with webhook() as (address, posted):
+        cluster("deploy", suite_file, "--store", store, "--notify", address)
+        suite = cluster.start("suite/tiny", store=str(store))
+        state = cluster.ended(suite)
+        until(lambda: len(posted) == 2)
     assert state.is_failed()
+    assert sorted(post["text"].partition(" failed: ")[0] for post in posted) == [f"site {sick}", "suite tiny"]
+    assert all("cannot be written" in post["text"] for post in posted)
     assert state.message.startswith(f"{sick}: ")
     assert "\n" not in state.message
     before = {run.name: run for run in cluster.runs(store, "site")}
@@ -190,7 +221,7 @@ def test_a_failed_site_is_found_in_the_browser_and_is_all_that_its_retry_runs(
     (store / "dictionaries" / sick).unlink()
     with browser(cluster) as page:
         page.goto(f"/runs/flow-run/{suite}")
-        page.get_by_role("tab", name="Subflow Runs").click()
+        page.get_by_text("Subflow Runs").click()
         page.get_by_role("link", name=f"site {sick}").first.click()
         _retry(page)
         until(lambda: cluster.run(before[f"site {sick}"].id).state.is_completed())
@@ -216,6 +247,7 @@ def _retry(page: Any) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("deployed")
 def test_a_site_whose_machine_vanishes_is_taken_up_again_by_itself(
     cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -231,6 +263,7 @@ def test_a_site_whose_machine_vanishes_is_taken_up_again_by_itself(
     assert results(store) == undisturbed
 
 
+@pytest.mark.usefixtures("deployed")
 def test_a_suite_that_is_asked_for_while_it_runs_runs_once(cluster: Cluster, suite_file: Path, tmp_path: Path) -> None:
     first = cluster.start("suite/tiny", store=str(tmp_path / "runs"), only=SITES[0])
     until(lambda: cluster.run(first).state.is_running())
@@ -257,6 +290,7 @@ def test_deploying_again_changes_nothing_and_keeps_schedules(cluster: Cluster, s
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("deployed")
 def test_workers_killed_at_ten_random_moments_and_a_server_that_restarts_leave_the_same_bytes(
     cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
