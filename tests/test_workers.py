@@ -85,7 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server, a worker for suites, and one for each of two slots."""
     folder = tmp_path_factory.mktemp("cluster")
     postgres = Postgres()
-    # The order of events is kept in the database too: automations go on at once behind a restart, instead of a quarter of an hour later.
+    # With the order of events in memory, a server that restarts never takes up runs that crash soon after.
     ordering = "prefect.server.events.ordering.db"
     server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address, PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=ordering)
     server.start()
