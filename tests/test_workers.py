@@ -85,9 +85,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A server, a worker for suites, and one for each of two slots."""
     folder = tmp_path_factory.mktemp("cluster")
     postgres = Postgres()
-    # With the order of events in memory, a server that restarts never takes up runs that crash soon after.
-    ordering = "prefect.server.events.ordering.db"
-    server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address, PREFECT_SERVER_EVENTS_CAUSAL_ORDERING=ordering)
+    server = PrefectServer(folder / "home", PREFECT_API_DATABASE_CONNECTION_URL=postgres.address)
     server.start()
     cluster = Cluster(server, {})
     cluster("deploy", "--store", folder / "runs")  # a pool is there before its worker would make one of its own kind
