@@ -10,17 +10,20 @@ batch are on all of them. Then, with parameters that are DTensors, the step of `
 
 DTensor does these sums where an operation needs them (`torch.distributed.tensor`), and the result is the same on all devices, to the bit.
 What is stored is whole: it is put together in the main memory of the first process, never on a device.
+
+DTensor is imported where shards are made: it takes longer to load than all the rest of torch that a dictionary on one device needs.
 """
 
 import copy
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 from core.dictionary import Dictionary, TrainingDictionary
 from core.statistics import Normaliser
@@ -40,6 +43,8 @@ class Shards:
     """
 
     def __init__(self, device: torch.device) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+
         self.device = device
         self.mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         self.rank = dist.get_rank()
@@ -55,6 +60,8 @@ class Shards:
 
     def join(self, dictionary: TrainingDictionary, seed: int) -> None:
         """Make one dictionary of those that each process has made as wide as its share: the one that `seed` begins on a single device."""
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
         dictionary.draw(seed, first=self.rank * len(dictionary.W_dec))
         for name, p in list(dictionary.named_parameters()):
             placement = Replicate() if name in SHARED else Shard(0)
@@ -62,6 +69,8 @@ class Shards:
 
     def everywhere(self, x_BD: Tensor) -> Tensor:
         """A batch that every process has read."""
+        from torch.distributed.tensor import DTensor, Replicate
+
         return DTensor.from_local(x_BD, self.mesh, [Replicate()])
 
     def agree(self, checkpoint: tuple[dict[str, Tensor], dict[str, Any]] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -74,9 +83,14 @@ class Shards:
         return {name: torch.empty(0) for name in names}, values
 
 
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a DTensor: of all tensors only those have a mesh."""
+    return hasattr(tensor, "device_mesh")
+
+
 def own(dictionary: TrainingDictionary) -> TrainingDictionary:
     """A dictionary of this process's latents alone, in the same memory; where nothing is sharded, the dictionary itself."""
-    if not isinstance(dictionary.W_dec, DTensor):
+    if not is_sharded(dictionary.W_dec):
         return dictionary
     piece = copy.copy(dictionary)
     piece._parameters = {name: nn.Parameter(_local(p)) for name, p in dictionary.named_parameters()}
@@ -86,7 +100,7 @@ def own(dictionary: TrainingDictionary) -> TrainingDictionary:
 def fold(dictionary: TrainingDictionary, normaliser: Normaliser) -> Dictionary:
     """`TrainingDictionary.fold`, which each process does for its own latents. Only the first has them all; the others have none."""
     piece = own(dictionary).fold(normaliser)
-    if not isinstance(dictionary.W_dec, DTensor):
+    if not is_sharded(dictionary.W_dec):
         return piece
     by_latent = {"W_enc": piece.W_enc.T, "b_enc": piece.b_enc, "W_dec": piece.W_dec, "threshold": piece.threshold}
     gathered: dict[str, Any] = {name: _gather(rows) for name, rows in by_latent.items()}
@@ -95,20 +109,20 @@ def fold(dictionary: TrainingDictionary, normaliser: Normaliser) -> Dictionary:
 
 def whole(tensor: Tensor) -> Tensor:
     """All shards of a tensor, in the main memory of the first process; empty on the others. A tensor without shards is whole as it is."""
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return tensor
     return _gather(_local(tensor)) if tensor.placements[0].is_shard() else _local(tensor)
 
 
 def on_all(tensor: Tensor) -> Tensor:
     """A result whole on all processes: `float` of a sum over shards would give, in silence, this process's part of it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def copy_whole(source: Tensor, into: Tensor) -> None:
     """Put the first process's whole tensor where it belongs, each process its rows; `source` is not read on the others."""
-    if not isinstance(into, DTensor):
+    if not is_sharded(into):
         into.copy_(source)
         return
     piece = torch.empty(_local(into).shape, dtype=into.dtype)
@@ -134,4 +148,4 @@ def _gather(rows: Tensor) -> Tensor:
 @torch.no_grad()
 def _local(tensor: Tensor) -> Tensor:
     """This process's part, in the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor

@@ -300,7 +300,7 @@ def _settle_prefect(options: argparse.Namespace) -> None:
 
 
 def _show(catalogue: "Catalogue", scored: Any) -> None:
-    from tasks.report import LEGEND, missed_targets, table
+    from tasks.tables import LEGEND, missed_targets, table
 
     if scored:
         print(f"\n{table(scored)}\n\n{LEGEND}\n")

@@ -12,14 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from core.errors import ConfigError
 from core.suite import Text
 from storage.digests import digest
 from storage.objects import Store
-
-datasets.disable_progress_bars()
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -55,6 +51,9 @@ def documents(text: Text) -> Iterator[str]:
 
 
 def _load(text: Text) -> Iterable[dict[str, Any]]:
+    import datasets  # here, for it takes a second, and most processes read no text
+
+    datasets.disable_progress_bars()
     if text.source.startswith("hub:"):
         name = text.source.removeprefix("hub:")
         loaded = datasets.load_dataset(name, text.subset, revision=text.revision, split=text.split, streaming=True)
@@ -67,9 +66,11 @@ def _load(text: Text) -> Iterable[dict[str, Any]]:
 
 def _explained(text: Text, examples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """What the library below says when a text cannot be had, in one sentence."""
+    from datasets.exceptions import DatasetsError
+
     try:
         yield from examples
-    except (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, LookupError, DatasetsError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ConfigError(
             f"text.source is {text.source!r}, which could not be read ({reason}); expected installed-docs, hub:ORG/NAME or files; "

@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from core.site import Site
 from storage.catalogue import Catalogue
 from tasks.live import in_a_run
-from tasks.report import LEGEND, Scored, markdown, table_lines
+from tasks.tables import LEGEND, Scored, markdown, table_lines
 
 
 def show_scorecards(catalogue: Catalogue, site: Site, scored: Scored) -> None:

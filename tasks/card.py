@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from core.suite import Suite
-from tasks.report import LEGEND, Scored, markdown, table_lines
+from tasks.tables import LEGEND, Scored, markdown, table_lines
 from tasks.train import describe_filter
 
 

@@ -16,7 +16,8 @@ from storage.release import ReleasedDictionary
 from tasks.card import model_card
 from tasks.evaluate import sample_rows, scorecards
 from tasks.provenance import code
-from tasks.report import Scored, parquet, picture
+from tasks.report import picture
+from tasks.tables import Scored, parquet
 
 log = logging.getLogger(__name__)
 

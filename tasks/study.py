@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from core.spec import DictionarySpec, width_label
 from storage.catalogue import Catalogue
 from tasks.evaluate import scorecards
-from tasks.report import Scored, grid, l0_axis, markdown, rows_of
+from tasks.report import l0_axis
+from tasks.tables import Scored, grid, markdown, rows_of
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt

@@ -4,7 +4,8 @@ from typing import Any
 
 from core.site import Site
 from core.spec import DictionarySpec
-from tasks.report import fronts, markdown, rows_of, table, table_lines
+from tasks.report import fronts
+from tasks.tables import markdown, rows_of, table, table_lines
 
 SITE = Site(3, "resid_post")
 
