@@ -57,8 +57,12 @@ class Text(Section):
     """Training tokens, special tokens included."""
     held_out_tokens: int = Field(gt=0, examples=[100_000])
     """Tokens for evaluation, from documents that training never sees."""
-    more_tokens: int = Field(0, ge=0, examples=[1_000_000])
-    """Training tokens that follow those, from where in the text they ended. What was harvested of `tokens` and of fewer `more_tokens` stays."""
+    more_tokens: int | None = Field(None, ge=0, examples=[1_000_000])
+    """Training tokens that follow those, from where in the text they ended. What was harvested of `tokens` and of fewer `more_tokens` stays.
+    By default none; of a text that grows, whole blocks as far as it goes."""
+    grows: bool = Field(False, examples=[True])
+    """Whether files are added to a local text from time to time, each with a name that sorts behind those of all before: they are read in
+    that order. Each run then harvests what is new (a suite that runs every night, on the text of the day)."""
     seed: int = Field(0, ge=0, examples=[0])
 
     @model_validator(mode="after")
@@ -68,7 +72,14 @@ class Text(Section):
                 raise impossible(
                     f"{name} is {tokens:,}; expected at least one sequence of {self.context:,} tokens; raise text.{name} or lower text.context"
                 )
+        if self.grows and not self.is_local:
+            raise impossible(f"grows is true; expected false for {self.source}, as files are added to a local text alone; leave it out")
         return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is files of this machine."""
+        return self.source != "installed-docs" and not self.source.startswith("hub:")
 
     @property
     def num_sequences(self) -> int:
@@ -77,11 +88,11 @@ class Text(Section):
 
     @property
     def num_more_sequences(self) -> int:
-        return self.more_tokens // self.context
+        return (self.more_tokens or 0) // self.context
 
     @property
     def training_tokens(self) -> int:
-        return self.tokens + self.more_tokens
+        return self.tokens + (self.more_tokens or 0)
 
     @property
     def num_held_out_sequences(self) -> int:
@@ -335,12 +346,16 @@ class Suite(Section):
                 f"text.tokens is {self.text.tokens:,}; expected at least one training batch of {self.training.batch_rows:,} rows "
                 "besides the BOS of each sequence; raise text.tokens or lower training.batch_rows"
             )
-        of_block = self.harvest.block_sequences * self.text.context
-        if self.text.more_tokens and (self.text.tokens % of_block or self.text.more_tokens % of_block):
+        of_block, more_tokens = self.harvest.block_sequences * self.text.context, self.text.more_tokens or 0
+        if (more_tokens or self.text.grows) and (self.text.tokens % of_block or more_tokens % of_block):
             raise impossible(
-                f"text.tokens is {self.text.tokens:,}, and text.more_tokens is {self.text.more_tokens:,}; expected whole blocks of "
+                f"text.tokens is {self.text.tokens:,}, and text.more_tokens is {more_tokens:,}; expected whole blocks of "
                 f"{of_block:,} tokens ({self.harvest.block_sequences} sequences of {self.text.context:,}), for what is harvested stays as it is; "
                 "write multiples of that"
+            )
+        if self.text.grows and self.harvest.quota is not None:
+            raise impossible(
+                f"harvest.quota is {self.harvest.quota:,} bytes; expected none for a text that grows, whose every block is kept; leave one out"
             )
         if self.num_windows > 1 and self.window_blocks * self.harvest.block_sequences * (self.text.context - 1) < self.training.batch_rows:
             raise impossible(
@@ -381,6 +396,11 @@ class Suite(Section):
                     )
         return self
 
+    def with_sequences(self, num_sequences: int) -> "Suite":
+        """The same with so many sequences in its training part: those of `text.tokens` or more."""
+        more_tokens = (num_sequences - self.text.tokens // self.text.context) * self.text.context
+        return self.model_copy(update={"text": self.text.model_copy(update={"more_tokens": more_tokens})})
+
     def sites_of(self, shape: Shape) -> dict[Site, list[DictionarySpec]]:
         """Every site of the suite in a model of this shape, with its dictionaries.
 
@@ -409,7 +429,7 @@ class Suite(Section):
     def harvest_key(self, model_identity: str, text_identity: str) -> str:
         """Names the harvest. Sites are not part of it, for one that is added later joins the same rows; nor are tokens that are added."""
         model = {"identity": model_identity, "dtype": self.model.dtype}
-        text = self.text.model_dump(exclude={"source", "more_tokens"}) | {"identity": text_identity}
+        text = self.text.model_dump(exclude={"source", "more_tokens", "grows"}) | {"identity": text_identity}
         return key_of("harvest", FORMATS["harvest"], model, text, self.harvest.model_dump(exclude={"window_tokens", "quota"}))
 
     def dictionary_key(self, harvest_key: str, spec: DictionarySpec) -> str:

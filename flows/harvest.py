@@ -9,7 +9,7 @@ from flows.outcome import outcome
 from flows.slots import own_gpus
 from storage.catalogue import Catalogue
 from tasks.harvest import harvest_blocks
-from tasks.tokenise import tokenise
+from tasks.tokenise import grow, tokenise
 
 
 @flow(name="harvest", flow_run_name="harvest {suite.name}")
@@ -17,6 +17,9 @@ def harvest_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
     """Leave the suite's harvest complete in the store. Runs that make the same one share its blocks."""
     with outcome() as result, own_gpus():
         catalogue = Catalogue(suite, store, only)
+        if catalogue.grows:
+            grow(catalogue)
+            catalogue = Catalogue(suite, store, only)
         if catalogue.rolls:
             raise ConfigError(
                 f"harvest.quota is {suite.harvest.quota:,} bytes, less than the whole harvest; expected training beside it, which removes what it "

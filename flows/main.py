@@ -132,6 +132,7 @@ def run(options: argparse.Namespace) -> int:
     num_sites, num_dictionaries = len(catalogue.sites), sum(map(len, catalogue.sites.values()))
     _say(f"{suite.name}: {num_dictionaries} dictionaries at {num_sites} sites of {suite.model.source}, in {catalogue.store.address}")
     state = suite_flow(suite, options.store, options.only, return_state=True)
+    catalogue = Catalogue(suite, options.store, options.only)  # of a text that grows there may be more now
     _show(catalogue, list(scorecards(catalogue)))
     if not state.is_completed():
         return _failed(state, f"jumpsuite run {_again(options)}    (does only what is missing)")

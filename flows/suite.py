@@ -14,6 +14,7 @@ from flows.workers import OnWorkers, on_workers
 from storage.catalogue import Catalogue
 from tasks.artifacts import show_suite
 from tasks.report import write_report
+from tasks.tokenise import grow
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,9 @@ def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     ended: dict[Site, State] = {}
     with outcome() as result:
         catalogue = Catalogue(suite, store, only)
+        if catalogue.grows:
+            grow(catalogue)
+            catalogue = Catalogue(suite, store, only)
         if catalogue.rolls:
             roll(catalogue, ended)
         else:

@@ -26,7 +26,7 @@ class Catalogue:
     """
 
     def __init__(self, suite: Suite, store: str | Path, only: str = "*") -> None:
-        self.suite = suite
+        self._given = suite
         self.store = Store(store)
         self.only = only
         self.source = ModelSource(self.store, suite.model)
@@ -36,6 +36,19 @@ class Catalogue:
         part = copy(self)
         part.__dict__["sites"] = {site: self.sites[site] for site in sites}
         return part
+
+    @property
+    def grows(self) -> bool:
+        """Whether the suite is to have as many tokens as its text gives."""
+        return self._given.text.grows and self._given.text.more_tokens is None
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The suite as given; where its text grows, with the tokens that it has been harvested of so far."""
+        if not self.grows:
+            return self._given
+        written = Harvest(self.store, self._harvest_key).num_written
+        return self._given.with_sequences(max(written, self._given.text.num_sequences))
 
     @property
     def shape(self) -> Shape:
@@ -61,8 +74,11 @@ class Catalogue:
 
     @cached_property
     def harvest(self) -> Harvest:
-        key = self.suite.harvest_key(self.source.identity, texts.identity(self.store, self.suite.text))
-        return Harvest(self.store, key, self.suite.text.num_sequences, self.rolls)
+        return Harvest(self.store, self._harvest_key, self.suite.text.num_sequences, self.rolls)
+
+    @cached_property
+    def _harvest_key(self) -> str:
+        return self._given.harvest_key(self.source.identity, texts.identity(self.store, self._given.text))
 
     def folder(self, spec: DictionarySpec) -> DictionaryFolder:
         return DictionaryFolder(self.store, spec, self.suite.dictionary_key(self.harvest.key, spec))

@@ -88,6 +88,15 @@ class Harvest:
     def _tokens(self) -> str:
         return f"{self.prefix}/commits/tokens.json"
 
+    @property
+    def last_read(self) -> str | None:
+        """What a text that grows was when it was read last."""
+        record = self._worked_out(f"{self.prefix}/inputs/read.json")
+        return str(record["text"]) if record else None
+
+    def note_read(self, text: str) -> None:
+        self.store.put_record(f"{self.prefix}/inputs/read.json", {"text": text})
+
     def turn(self) -> AbstractContextManager[None]:
         """The right to lay out the harvest and to write its tokens, after whoever has it."""
         owns = ["**/zarr.json", "commits/*.json", "*/tokens/**/*", "*/rows/**/*"]

@@ -27,14 +27,19 @@ SHORTEST_DOCUMENT = 200
 
 
 def identity(store: Store, text: Text) -> str:
-    """A word that changes when the documents do.
+    """A word that changes when the documents do; of a text that grows, when those of its first file do.
 
     Raises:
         ConfigError: local files that are not there.
     """
+    return f"grows:{digest(store, _files(text)[:1])}" if text.grows else contents(store, text)
+
+
+def contents(store: Store, text: Text) -> str:
+    """A word that changes when any document does. Raises as `identity`."""
     if text.source == "installed-docs":
         return f"installed-docs:python=={platform.python_version()}," + ",".join(f"{name}=={_version(name)}" for name in DOCUMENTED)
-    if text.source.startswith("hub:"):
+    if not text.is_local:
         return text.source
     return f"files:{digest(store, _files(text))}"
 
@@ -54,14 +59,18 @@ def _load(text: Text) -> Iterable[dict[str, Any]]:
     import datasets  # here, for it takes a second, and most processes read no text
 
     datasets.disable_progress_bars()
-    if text.source.startswith("hub:"):
-        name = text.source.removeprefix("hub:")
-        loaded = datasets.load_dataset(name, text.subset, revision=text.revision, split=text.split, streaming=True)
-    else:
+    if text.is_local:
         files = _files(text)
         options: dict[str, Any] = {"sample_by": "document"} if files[0].suffix == ".txt" else {}
-        loaded = datasets.load_dataset(FORMATS[files[0].suffix], data_files=[str(file) for file in files], split="train", streaming=True, **options)
-    yield from loaded.shuffle(seed=text.seed, buffer_size=10_000)
+        kind, together = FORMATS[files[0].suffix], [[file] for file in files] if text.grows else [files]
+        loaded: Iterator[Any] = (
+            datasets.load_dataset(kind, data_files=[str(file) for file in some], split="train", streaming=True, **options) for some in together
+        )
+    else:
+        name = text.source.removeprefix("hub:")
+        loaded = iter([datasets.load_dataset(name, text.subset, revision=text.revision, split=text.split, streaming=True)])
+    for examples in loaded:
+        yield from examples.shuffle(seed=text.seed, buffer_size=10_000)
 
 
 def _explained(text: Text, examples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -29,11 +29,11 @@ class Progress:
     """Counts up to `total` of a unit.
 
     Args:
-        name: what is done, such as `train L09.resid_post`. start: how much was done before this run. silent: for work that
-            another process reports.
+        name: what is done, such as `train L09.resid_post`. total: how much there is to do, where that is known. start: how much was done
+            before this run. silent: for work that another process reports.
     """
 
-    def __init__(self, name: str, total: int, unit: str, start: int = 0, silent: bool = False) -> None:
+    def __init__(self, name: str, total: int | None, unit: str, start: int = 0, silent: bool = False) -> None:
         terminal = sys.stderr.isatty() and not silent
         self._bar = tqdm(
             desc=name, total=total, initial=start, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, disable=not terminal, leave=True
@@ -59,12 +59,14 @@ class Progress:
         # Not since the beginning: the first steps of a training, and a first pass that compiles, are slower than all others.
         rate = (done - last.done) / max(1e-9, now - last.time)
         last.time, last.done = now, done
-        left = max(0, self._total - done) / rate if rate else float("inf")
         note = f"  {self._note}" if self._note else ""
+        if self._total is None:
+            return f"{self._name}: {done:,} {self._unit}, {rate:,.0f}/s{note}"
+        left = max(0, self._total - done) / rate if rate else float("inf")
         return f"{self._name}: {done:,} of {self._total:,} {self._unit}, {rate:,.0f}/s, {left:,.0f} s left{note}"
 
     def _look(self) -> tuple[float, str]:
-        return 100 * self._done / max(1, self._total), self._line(self._shown)
+        return (0.0 if self._total is None else 100 * self._done / max(1, self._total)), self._line(self._shown)
 
     def __enter__(self) -> Self:
         if not self._silent:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -33,13 +34,28 @@ def tokenise(catalogue: Catalogue) -> None:
         harvest.lay_out(catalogue.suite, widths)
 
 
-def _make_tokens(catalogue: Catalogue) -> None:
+@task(task_run_name="read what is new of {catalogue.suite.text.source}", cache_policy=NO_CACHE)
+def grow(catalogue: Catalogue) -> None:
+    """Leave every token in the harvest that a growing text gives by now, in whole blocks; a catalogue made afterwards has them."""
+    harvest, text = catalogue.harvest, texts.contents(catalogue.store, catalogue.suite.text)
+    with harvest.turn():
+        if harvest.last_read != text:
+            _make_tokens(catalogue, as_far_as_it_goes=True)
+            harvest.note_read(text)
+
+
+def _make_tokens(catalogue: Catalogue, as_far_as_it_goes: bool = False) -> None:
     harvest, suite = catalogue.harvest, catalogue.suite
     log.info("Reading %s", suite.text.source)
     tokenizer = catalogue.source.load_tokenizer()
     special = special_tokens(tokenizer)
     harvest.lay_out(suite, {})
-    _write(harvest, suite, special, _tokenised(tokenizer, suite.text))
+    written = _write(harvest, suite, special, _tokenised(tokenizer, suite.text), as_far_as_it_goes)
+    if as_far_as_it_goes:
+        log.info("%s gives %s tokens to train on, %s more than before", suite.text.source, *_counts(written, harvest, suite))
+        suite = suite.with_sequences(written)
+        harvest = Harvest(harvest.store, harvest.key, written)
+        harvest.lay_out(suite, {})
     harvest.commit_tokens(
         {
             "model": catalogue.source.identity,
@@ -71,23 +87,36 @@ def _batched(documents: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]]) -> None:
+def _counts(written: int, harvest: Harvest, suite: Suite) -> tuple[str, str]:
+    return f"{written * suite.text.context:,}", f"{(written - harvest.num_written) * suite.text.context:,}"
+
+
+def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]], as_far_as_it_goes: bool) -> int:
+    """Write tokens that are not there, compare those that are; gives the sequences of the training part.
+
+    Args:
+        as_far_as_it_goes: not only the suite's, but whole blocks until the text ends.
+
+    Raises:
+        ConfigError: the text is too short, or differs from what was written.
+    """
     text = suite.text
     wanted = dict(zip(PARTS, (text.num_sequences, text.num_held_out_sequences), strict=True))
+    most = wanted | ({"train": sys.maxsize} if as_far_as_it_goes else {})
     packers = {name: Packer(special, text.context) for name in PARTS}
     parts = {name: harvest.part(name) for name in PARTS}
     there = {"train": harvest.num_written, "held_out": wanted["held_out"] if harvest.num_written else 0}
     packed: dict[str, int] = dict.fromkeys(PARTS, 0)
     waiting: dict[str, list[Tokens]] = {name: [] for name in PARTS}
-    with Progress("tokenise", sum(wanted.values()) * text.context, "tokens") as progress:
+    with Progress("tokenise", None if as_far_as_it_goes else sum(wanted.values()) * text.context, "tokens") as progress:
         for name, ids in tokenised:
             for sequence in packers[name].add(ids):
-                if packed[name] == wanted[name]:
+                if packed[name] == most[name]:
                     break
                 waiting[name].append(sequence)
                 packed[name] += 1
                 progress.advance(text.context)
-                if len(waiting[name]) == parts[name].block_sequences or packed[name] == wanted[name]:
+                if len(waiting[name]) == parts[name].block_sequences or packed[name] == most[name]:
                     block = (packed[name] - 1) // parts[name].block_sequences
                     if packed[name] > there[name]:
                         parts[name].write_tokens(block, np.stack(waiting[name]), special, suite.harvest.shuffle_seed)
@@ -97,8 +126,8 @@ def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: It
                             "to add to; pin its revision, or give the suite another text.seed to begin anew"
                         )
                     waiting[name] = []
-            if packed == wanted:
-                return
+            if packed == most:
+                break
     for name, field in zip(PARTS, ("tokens", "held_out_tokens"), strict=True):
         if packed[name] < wanted[name]:
             # How documents fall on the two parts depends on their sizes, so the last few percent are not promised.
@@ -107,3 +136,4 @@ def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: It
                 f"text.{field} is {wanted[name] * text.context:,}{of_all}; expected at most about {int(0.95 * packed[name]) * text.context:,}, "
                 f"as {text.source} gives {packed[name] * text.context:,}; lower text.{field}, or choose a larger text of more documents"
             )
+    return packed["train"] - packed["train"] % suite.harvest.block_sequences if as_far_as_it_goes else packed["train"]
