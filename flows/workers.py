@@ -64,9 +64,10 @@ class OnWorkers:
     def _run(self, name: str, wanted: dict[K, str], parameter: str) -> dict[K, State]:
         """Run a deployment once for each key, whose value names the run, and which is given as the parameter."""
         with get_client(sync_client=True) as client:
-            running = {key: parameters for key in wanted if (parameters := self.common | {parameter: key and str(key)})}
-            found = _on_the_way(client, name)
-            runs = {key: _same(found, parameters) or self._start(name, parameters, wanted[key]) for key, parameters in running.items()}
+            found, runs = _on_the_way(client, name), {}
+            for key, run_name in wanted.items():
+                parameters = self.common | {parameter: key and str(key)}
+                runs[key] = _same(found, parameters) or self._start(name, parameters, run_name)
             return _wait(client, {key: run.id for key, run in runs.items()})
 
     def _start(self, name: str, parameters: dict[str, Any], run_name: str) -> FlowRun:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from command import jumpsuite, results, write_suite
-from conftest import tiny_fields
+from conftest import tiny_fields, write_tiny_model
 from prefect_server import Postgres, PrefectServer, Worker
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out")]
@@ -139,8 +139,12 @@ def test_every_site_is_a_run_of_its_own_named_by_what_it_does(deployed: tuple[Pa
 
 
 def test_a_slot_has_one_site_at_a_time(deployed: tuple[Path, Any], cluster: Cluster) -> None:
+    _assert_one_at_a_time(cluster.runs(deployed[0], "site"))
+
+
+def _assert_one_at_a_time(sites: list[Any]) -> None:
     by_slot: dict[str, list[tuple[datetime, datetime]]] = {name: [] for name in SLOTS}
-    for run in cluster.runs(deployed[0], "site"):
+    for run in sites:
         by_slot[run.labels["prefect.worker.name"]].append((run.start_time, run.end_time))
     assert all(by_slot.values())
     for times in by_slot.values():
@@ -285,6 +289,30 @@ def test_deploying_again_changes_nothing_and_keeps_schedules(cluster: Cluster, s
     cluster(*command)
     assert there() == before
     assert any(schedules == ["0 2 * * *"] for _, name, schedules in before[0] if name == "tiny")
+
+
+@pytest.mark.long
+def test_a_schedule_that_fires_every_minute_of_a_suite_of_eight_sites_makes_one_run(
+    cluster: Cluster, tiny_text: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store, fields = tmp_path / "runs", tiny_fields(write_tiny_model(tmp_path / "model", layers=4), tiny_text)
+    fields |= {"name": "nightly", "sites": {"layers": "0-3", "kinds": ["resid_post", "mlp_out"]}, "dictionaries": [{"widths": 64, "target_l0s": 8}]}
+    cluster("deploy", write_suite(fields, tmp_path_factory), "--store", store, "--cron", "* * * * *")
+
+    def begun() -> list[Any]:
+        return [run for run in cluster.runs(store, "suite") if run.start_time or run.state.is_final()]
+
+    until(lambda: any(run.state.is_completed() for run in begun()))
+    with cluster.client() as client:
+        client.pause_deployment(client.read_deployment_by_name("suite/nightly").id)
+    done, *others = sorted(begun(), key=lambda run: not run.state.is_completed())
+    meanwhile = [run for run in others if run.expected_start_time < done.end_time]
+    print(f"fired {len(meanwhile)} times in the {(done.end_time - done.start_time).total_seconds():.0f} s of the run")
+    assert len(meanwhile) >= 2
+    assert all(run.state.is_cancelled() for run in meanwhile)
+    sites = cluster.runs(store, "site")
+    assert len(sites) == 8
+    _assert_one_at_a_time(sites)
 
 
 @pytest.mark.slow
