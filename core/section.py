@@ -77,6 +77,8 @@ EXPECTATIONS = {
     "float_parsing": "a number",
     "float_type": "a number",
     "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
     "string_type": "text",
     "list_type": "a list",
     "layers": "a list of layers such as [5, 9, 12], a range such as 5-12, or all",

@@ -4,10 +4,11 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from core.site import Site
@@ -19,6 +20,14 @@ from tasks.tokenise import tokenise
 from tasks.train import train_site
 
 SITE = Site(1, "resid_post")
+
+
+@pytest.fixture(autouse=True)
+def as_from_a_terminal() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and tests may be."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def suite_in(store: Path, fields: dict[str, Any]) -> Catalogue:

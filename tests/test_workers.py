@@ -297,11 +297,16 @@ def test_a_schedule_that_fires_every_minute_of_a_suite_of_eight_sites_makes_one_
 ) -> None:
     store, fields = tmp_path / "runs", tiny_fields(write_tiny_model(tmp_path / "model", layers=4), tiny_text)
     fields |= {"name": "nightly", "sites": {"layers": "0-3", "kinds": ["resid_post", "mlp_out"]}, "dictionaries": [{"widths": 64, "target_l0s": 8}]}
+    for name in SLOTS:
+        cluster.workers[name].kill()  # so that the run lasts for as long as the schedule is to fire
     cluster("deploy", write_suite(fields, tmp_path_factory), "--store", store, "--cron", "* * * * *")
 
     def begun() -> list[Any]:
         return [run for run in cluster.runs(store, "suite") if run.start_time or run.state.is_final()]
 
+    until(lambda: sum(run.state.is_cancelled() for run in begun()) >= 2)
+    for name in SLOTS:
+        cluster.workers[name].start()
     until(lambda: any(run.state.is_completed() for run in begun()))
     with cluster.client() as client:
         client.pause_deployment(client.read_deployment_by_name("suite/nightly").id)
