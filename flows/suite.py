@@ -8,13 +8,13 @@ from prefect.states import Completed, Failed, State
 from core.site import Site
 from core.suite import Suite
 from flows.children import Children, InProcess
+from flows.harvest import grown
 from flows.outcome import DAMAGED, outcome
 from flows.rolling import roll
 from flows.workers import OnWorkers, on_workers
 from storage.catalogue import Catalogue
 from tasks.artifacts import show_suite
 from tasks.report import write_report
-from tasks.tokenise import grow
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +44,7 @@ def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     """Leave every dictionary of the sites scored, and a report; or give the Failed state that says what went wrong."""
     ended: dict[Site, State] = {}
     with outcome() as result:
-        catalogue = Catalogue(suite, store, only)
-        if catalogue.grows:
-            grow(catalogue)
-            catalogue = Catalogue(suite, store, only)
+        catalogue = grown(suite, store, only)
         if catalogue.rolls:
             roll(catalogue, ended)
         else:

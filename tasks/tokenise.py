@@ -52,7 +52,8 @@ def _make_tokens(catalogue: Catalogue, as_far_as_it_goes: bool = False) -> None:
     harvest.lay_out(suite, {})
     written = _write(harvest, suite, special, _tokenised(tokenizer, suite.text), as_far_as_it_goes)
     if as_far_as_it_goes:
-        log.info("%s gives %s tokens to train on, %s more than before", suite.text.source, *_counts(written, harvest, suite))
+        new = (written - harvest.num_written) * suite.text.context
+        log.info("%s gives %s tokens to train on, %s more than before", suite.text.source, f"{written * suite.text.context:,}", f"{new:,}")
         suite = suite.with_sequences(written)
         harvest = Harvest(harvest.store, harvest.key, written)
         harvest.lay_out(suite, {})
@@ -85,10 +86,6 @@ def _tokenised(tokenizer: object, text: Text) -> Iterator[tuple[str, list[int]]]
 def _batched(documents: Iterator[str]) -> Iterator[list[str]]:
     while batch := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
         yield batch
-
-
-def _counts(written: int, harvest: Harvest, suite: Suite) -> tuple[str, str]:
-    return f"{written * suite.text.context:,}", f"{(written - harvest.num_written) * suite.text.context:,}"
 
 
 def _write(harvest: Harvest, suite: Suite, special: SpecialTokens, tokenised: Iterator[tuple[str, list[int]]], as_far_as_it_goes: bool) -> int:

@@ -17,7 +17,6 @@ from storage.catalogue import Catalogue
 from tasks.harvest import harvest_blocks
 from tasks.tokenise import grow, tokenise
 
-BLOCK = 16 * 32
 DAY = 150
 """Documents that are added at a time."""
 
@@ -34,10 +33,9 @@ def days(tmp_path: Path) -> Path:
     return tmp_path / "days"
 
 
-def growing(model: Path, days: Path, **training: Any) -> dict[str, Any]:
+def growing(model: Path, days: Path) -> dict[str, Any]:
     fields = tiny_fields(model, days)
     fields["text"]["grows"] = True
-    fields["training"] |= training
     return fields
 
 
