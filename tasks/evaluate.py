@@ -87,7 +87,8 @@ class Losses:
         """The site's mean over the first window of training in its place."""
         first = self._catalogue.suite.window(0)
         mean = torch.from_numpy(self._catalogue.harvest.part("train").moments(self._site, first).mean).float().to(self._tokens.device)
-        return self._kept(f"mean-{self._site}", lambda: self._measure(lambda x: mean.expand_as(x)))
+        # Named by the window: a harvest that grows has a larger one, and its mean is another.
+        return self._kept(f"mean-{self._site}-of-{len(first)}", lambda: self._measure(lambda x: mean.expand_as(x)))
 
     def with_dictionary(self, dictionary: Dictionary) -> Tensor:
         """The dictionary's reconstruction in its place, also of rows whose norm training left out."""

@@ -157,3 +157,11 @@ def test_a_suite_on_a_text_that_grows_makes_only_what_is_new(tiny_model: Path, d
     assert num_blocks(status) > blocks, "what was added is counted when it is harvested"
     assert status.count("done") == 2
     assert here("verify", store / "tiny/release").returncode == 0
+
+    assert here("run", suite, "--store", at_once := tmp_path_factory.mktemp("at once") / "runs").returncode == 0
+    assert trained(results(at_once)).items() <= trained(now).items()
+
+
+def trained(results: dict[str, str]) -> dict[str, str]:
+    """Of what a run leaves, all but the harvest, which knows how often it grew."""
+    return {name: digest for name, digest in results.items() if not name.startswith("harvests/")}

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 from command import jumpsuite, results, write_suite
-from conftest import tiny_fields, write_tiny_model
+from conftest import tiny_documents, tiny_fields, write_tiny_model
 from prefect_server import Postgres, PrefectServer, Worker
+from test_growing import DAY, add, trained
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out")]
 SLOTS = ("gpu-0", "gpu-1")
@@ -318,6 +319,35 @@ def test_a_schedule_that_fires_every_minute_of_a_suite_of_eight_sites_makes_one_
     sites = cluster.runs(store, "site")
     assert len(sites) == 8
     _assert_one_at_a_time(sites)
+
+
+@pytest.mark.long
+def test_each_night_of_a_growing_text_makes_on_workers_what_is_new(
+    cluster: Cluster, tiny_model: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    days, store = tmp_path / "days", tmp_path / "runs"
+    add(days, 0, tiny_documents(400))
+    fields = tiny_fields(tiny_model, days) | {"name": "growing", "dictionaries": [{"widths": 64, "target_l0s": 8}]}
+    fields["text"]["grows"] = True
+    fields["sites"] = {"layers": [1], "kinds": ["resid_post", "mlp_out"]}
+    suite = write_suite(fields, tmp_path_factory)
+    cluster("deploy", suite, "--store", store)
+
+    def night() -> dict[str, str]:
+        state = cluster.ended(cluster.start("suite/growing"))
+        assert state.is_completed(), state.message
+        return results(store, "growing")
+
+    first = night()
+    assert night() == first, "a night without new text"
+    assert len(cluster.runs(store, "site")) == 2
+    add(days, 1, tiny_documents(DAY, seed=1))
+    second = night()
+    assert len(cluster.runs(store, "site")) == 4
+    cluster("run", suite, "--store", tmp_path / "at once")
+    assert trained(results(tmp_path / "at once", "growing")).items() <= second.items()
+    dictionaries = {name: digest for name, digest in first.items() if name.startswith("dictionaries/")}
+    assert dictionaries.items() <= second.items()
 
 
 @pytest.mark.slow
