@@ -82,6 +82,11 @@ class Worker:
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, env=self._environment, start_new_session=True, **QUIET)  # type: ignore[call-overload]
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it runs something at the moment."""
+        return bool(_children(self._process.pid))
+
     def kill(self) -> None:
         """With all that it runs, which Prefect starts in sessions of their own."""
         family = [self._process.pid]

@@ -355,18 +355,26 @@ def test_each_night_of_a_growing_text_makes_on_workers_what_is_new(
 def test_workers_killed_at_ten_random_moments_and_a_server_that_restarts_leave_the_same_bytes(
     cluster: Cluster, suite_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
-    chance, store = random.Random(5), tmp_path / "runs"  # noqa: S311
+    chance, store, kills = random.Random(5), tmp_path / "runs", 0  # noqa: S311
     suite = cluster.start("suite/tiny", store=str(store))
-    for kill in range(10):
-        until(lambda: any(run.state.is_running() for run in cluster.runs(store, "suite")), minutes=40)
-        time.sleep(chance.uniform(2, 30))
-        worker = chance.choice(list(cluster.workers.values()))
-        print(f"kill {kill + 1}: {worker.name}, {[f'{run.name} {run.state_name}' for run in cluster.runs(store, 'site')]}")
-        worker.kill()
-        worker.start()
-        if kill == 4:
-            cluster.server.stop(signal.SIGKILL)
-            time.sleep(10)
-            cluster.server.start()
-    until(lambda: cluster.run(suite).state.is_completed(), minutes=40)
+    slots = [cluster.workers[name] for name in SLOTS]
+
+    def is_done() -> bool:
+        return bool(cluster.run(suite).state.is_completed())
+
+    while True:
+        until(lambda: any(slot.is_busy for slot in slots) or is_done(), minutes=40)
+        time.sleep(chance.uniform(0, 20))
+        if is_done():
+            break
+        if kills < 10 and (busy := [worker for worker in cluster.workers.values() if worker.is_busy]):
+            worker, kills = chance.choice(busy), kills + 1
+            print(f"kill {kills}: {worker.name}, {[f'{run.name} {run.state_name}' for run in cluster.runs(store, 'site')]}")
+            worker.kill()
+            worker.start()
+            if kills == 5:
+                cluster.server.stop(signal.SIGKILL)
+                time.sleep(10)
+                cluster.server.start()
+    assert kills == 10, "it takes longer than that"
     assert results(store) == undisturbed
