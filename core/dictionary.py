@@ -40,6 +40,13 @@ class Dictionary:
         f_BL = z_BL * (z_BL > self.threshold)
         return f_BL if self.k is None else keep_largest(f_BL, self.k)
 
+    def encode_some(self, x_BD: Tensor, latents: slice) -> Tensor:
+        """Some of the latents f(x), without the work of the others where that can be; of a TopK SAE all have to be known."""
+        if self.k is not None:
+            return self.encode(x_BD)[:, latents]
+        z_BL = x_BD @ self.W_enc[:, latents] + self.b_enc[latents]
+        return z_BL * (z_BL > self.threshold[latents])
+
     def decode(self, f_BL: Tensor) -> Tensor:
         """The reconstruction, B x D, in raw units."""
         return f_BL @ self.W_dec + self.b_dec

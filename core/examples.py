@@ -8,7 +8,6 @@ is what is kept of what was kept of its parts (a bottom-k sketch: Cohen and Kapl
 Shapes, in suffixes: X contexts, W positions of a context, L latents, K kept.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,12 +41,12 @@ class Kept:
         self.keys_LK[latent, place] = keys_LX[taker, context]
         self.activations_LKW[latent, place] = activations_LXW[taker, context]
 
-    def of(self, latent: int) -> Iterator[tuple[int, Tensor]]:
-        """(context, its W activations) of a latent, highest key first."""
-        keys_K = self.keys_LK[latent]
-        for place in keys_K.argsort(descending=True).tolist():
-            if keys_K[place] != NONE:
-                yield LARGEST_CONTEXT - int(keys_K[place] & LARGEST_CONTEXT), self.activations_LKW[latent, place]
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All E that are kept, latent by latent and highest key first: latents, counted from the first of these; contexts; activations, E x W."""
+        keys_LK, place_LK = self.keys_LK.sort(dim=1, descending=True)
+        latents_E, rank_E = (keys_LK != NONE).nonzero(as_tuple=True)
+        contexts_E = LARGEST_CONTEXT - (keys_LK[latents_E, rank_E] & LARGEST_CONTEXT)
+        return latents_E, contexts_E, self.activations_LKW[latents_E, place_LK[latents_E, rank_E]]
 
 
 @dataclass(frozen=True)

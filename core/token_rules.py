@@ -83,7 +83,7 @@ def _clause(rule: Rule, spell: Callable[[int], str]) -> str:
         words.append(f"on {spell(rule.token)!r}")
     if rule.before is not None:
         words.append(f"directly after {spell(rule.before)!r}" if rule.reach == 1 else f"within {rule.reach} tokens after {spell(rule.before)!r}")
-    return f"{' '.join(words)} ({rule.weight:+.2g})"
+    return f"{' '.join(words)} ({float(f'{rule.weight:.2g}'):+g})"
 
 
 def explain(tokens_NW: npt.ArrayLike, activations_NW: npt.ArrayLike, is_text_NW: npt.ArrayLike) -> Explanation:

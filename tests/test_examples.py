@@ -1,7 +1,7 @@
 """What is kept of a text for each latent is what a search of the whole text would pick, in any order and in any number of parts."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.examples import Examples, Number
+from core.examples import Examples, Kept, Number
 
 X, W, L = 60, 5, 7
 NUMBER = Number(top=4, sample=6, quiet=3)
@@ -33,10 +33,16 @@ def examples(f_XWL: Tensor, parts: Iterable[Iterable[int]] = (range(X),), is_tex
     return kept
 
 
+def of(kept: Kept, latent: int) -> Iterator[tuple[int, Tensor]]:
+    """(context, its activations) of a latent, highest key first."""
+    latents_E, contexts_E, f_EW = kept.entries()
+    return ((int(context), f_W) for context, f_W in zip(contexts_E[latents_E == latent], f_EW[latents_E == latent], strict=True))
+
+
 def everything(kept: Examples) -> list[tuple[str, int, list[tuple[int, list[float]]]]]:
     num_latents = len(kept.fired_L)
     return [
-        (kind, latent, [(context, f_W.tolist()) for context, f_W in of_kind.of(latent)])
+        (kind, latent, [(context, f_W.tolist()) for context, f_W in of(of_kind, latent)])
         for kind, of_kind in kept.kept.items()
         for latent in range(num_latents)
     ]
@@ -48,16 +54,16 @@ def test_the_contexts_with_the_highest_peaks_are_kept_highest_first_and_of_equal
     for latent in range(L):
         peaks = f_XWL[:, :, latent].numpy().max(1)
         best = [x for x in sorted(range(X), key=lambda x: (-peaks[x], x)) if peaks[x] > 0][:4]
-        assert [(context, f_W.tolist()) for context, f_W in kept.kept["top"].of(latent)] == [(x, f_XWL[x, :, latent].tolist()) for x in best]
+        assert [(context, f_W.tolist()) for context, f_W in of(kept.kept["top"], latent)] == [(x, f_XWL[x, :, latent].tolist()) for x in best]
 
 
 def test_a_latent_that_fires_in_fewer_contexts_than_are_kept_has_all_of_them() -> None:
     f_XWL = torch.zeros(X, W, L)
     f_XWL[[3, 50], 2, 1] = torch.tensor([1.0, 2.0])
     kept = examples(f_XWL)
-    assert [context for context, _ in kept.kept["top"].of(1)] == [50, 3]
-    assert {context for context, _ in kept.kept["sample"].of(1)} == {3, 50}
-    assert not list(kept.kept["top"].of(0))
+    assert [context for context, _ in of(kept.kept["top"], 1)] == [50, 3]
+    assert {context for context, _ in of(kept.kept["sample"], 1)} == {3, 50}
+    assert not list(of(kept.kept["top"], 0))
 
 
 @given(st.permutations(range(X)), st.lists(st.integers(1, X - 1), max_size=5), st.integers(0, 5))
@@ -87,8 +93,8 @@ def test_every_context_in_which_a_latent_fires_is_as_likely_to_be_in_its_sample(
     f_XWL[:fires, 0] = 1
     sample = examples(f_XWL).kept["sample"]
     times = np.zeros(X)
-    for latent in range(num_latents):
-        chosen = [context for context, _ in sample.of(latent)]
+    latents_E, contexts_E, _ = sample.entries()
+    for chosen in contexts_E[latents_E.argsort(stable=True)].reshape(num_latents, 6).tolist():
         assert len(set(chosen)) == 6
         times[chosen] += 1
     assert not times[fires:].any()
@@ -102,7 +108,7 @@ def test_quiet_contexts_are_those_in_which_a_latent_does_not_fire() -> None:
     quiet = examples(f_XWL).kept["quiet"]
     for latent in range(L):
         silent = set(np.flatnonzero(~(f_XWL[:, :, latent] > 0).any(1)))
-        contexts = [context for context, _ in quiet.of(latent)]
+        contexts = [context for context, _ in of(quiet, latent)]
         assert set(contexts) <= silent
         assert len(contexts) == min(3, len(silent))
 
@@ -114,5 +120,5 @@ def test_positions_that_are_no_text_do_not_count() -> None:
     kept = examples(f_XWL, is_text_XW=is_text_XW)
     assert kept.rows == (X - 1) * (W - 1)
     assert kept.fired_L.tolist() == [(X - 1) * (W - 1)] * L
-    assert next(kept.kept["top"].of(0))[1].tolist() == [0, 1, 1, 1, 1]
-    assert not list(kept.kept["quiet"].of(0))
+    assert next(of(kept.kept["top"], 0))[1].tolist() == [0, 1, 1, 1, 1]
+    assert not list(of(kept.kept["quiet"], 0))
