@@ -249,6 +249,58 @@ class Evaluation(Section):
     """Held-out sequences whose language-model loss is measured with the dictionary spliced in."""
 
 
+class Endpoint(Section):
+    """A language model behind a server that speaks OpenAI's chat completions. Its key is in the environment: JUMPSUITE_API_KEY or OPENAI_API_KEY."""
+
+    address: str = Field(pattern=r"^https?://\S+$", examples=["http://127.0.0.1:8000/v1"])
+    model: str = Field(min_length=1, examples=["google/gemma-3-27b-it"])
+    max_tokens: int = Field(gt=0, examples=[5_000_000])
+    """Of all requests and answers of the suite together. It is never exceeded: who reaches it raises it and runs again."""
+    contexts: int = Field(20, gt=1, examples=[20])
+    """Of each latent, that are shown, and that explanations are tested on: half in which it fires and half in which it does not."""
+    at_once: int = Field(8, gt=0, le=256, examples=[8])
+    """Requests that are under way at a time."""
+    timeout: float = Field(120, gt=0, examples=[120])
+    """Seconds."""
+    structured: bool = Field(True, examples=[True])
+    """Whether the server is asked to hold the model to the form of an answer (`response_format`); some refuse that."""
+
+
+class Explanations(Section):
+    """What `jumpsuite explain` does. Half of the held-out sequences are shown to who explains; what happens in the others is to be told from that."""
+
+    latents: int | None = Field(1_000, gt=0, examples=[1_000])
+    """Of each dictionary, drawn at random among those that fire often enough; all of these where it is null."""
+    least_contexts: int = Field(10, gt=1, examples=[10])
+    """In so many a latent must fire in each half, to be explained."""
+    context: int = Field(32, gt=1, examples=[32])
+    """Tokens."""
+    top: int = Field(20, gt=0, examples=[20])
+    """Contexts with the highest activations."""
+    sample: int = Field(40, gt=0, examples=[40])
+    """Contexts drawn at random among all in which the latent fires."""
+    quiet: int = Field(40, gt=0, examples=[40])
+    """Contexts drawn at random among all in which it does not."""
+    control: bool = Field(True, examples=[True])
+    """Whether as many latents of a dictionary of random directions, as wide and as sparse, are explained beside each."""
+    seed: int = Field(0, ge=0, examples=[0])
+    endpoint: Endpoint | None = None
+    """The language model that explains and judges. Without one, explanations are statistical: rules about tokens (`core/token_rules.py`)."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result: not where the model is served, or how fast, or what it may cost."""
+        return self.model_dump(exclude={"endpoint": {"address", "max_tokens", "at_once", "timeout"}})
+
+    @model_validator(mode="after")
+    def _enough(self) -> "Explanations":
+        if self.least_contexts > self.sample:
+            raise impossible(
+                f"least_contexts is {self.least_contexts}; expected at most the {self.sample} contexts that are kept of those in which a latent "
+                "fires; lower it or raise explanations.sample"
+            )
+        return self
+
+
 class Release(Section):
     title: str | None = Field(None, examples=["SAEs for Gemma 3 270M"])
     license: str = Field("cc-by-4.0", examples=["cc-by-4.0"])
@@ -267,6 +319,7 @@ class Suite(Section):
     dictionaries: list[Dictionaries] = Field(min_length=1, examples=[[{"widths": [16_384], "target_l0s": [50]}]])
     training: Training
     evaluation: Evaluation = Evaluation()
+    explanations: Explanations = Explanations()
     release: Release = Release()
     device: str = Field("auto", examples=["cuda"])
     """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
@@ -440,8 +493,11 @@ class Suite(Section):
     def scorecard_key(self, dictionary_key: str) -> str:
         return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
+    def explanations_key(self, dictionary_key: str) -> str:
+        return key_of("explanations", FORMATS["explanations"], dictionary_key, self.explanations.identity())
 
-FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 1}
+
+FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 1, "explanations": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
-RESERVED = {"harvests", "dictionaries", "models", "digests", "locks", "paces", "prefect"}
+RESERVED = {"harvests", "dictionaries", "explanations", "models", "digests", "locks", "paces", "prefect"}

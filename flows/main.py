@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("run", run, "Do everything of a suite that is missing. Safe to repeat: retrying is running again.")
     on_suite("harvest", harvest, "Make the activations of a suite alone. Start it once on every GPU or machine: the runs share the work.")
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
+    on_suite("explain", explain, "Say what latents mean, and score how far that predicts them. Does only what is missing.")
     on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
@@ -169,6 +170,23 @@ def status(options: argparse.Namespace) -> int:
     text, complete = describe(catalogue)
     print(text)
     _next(f"jumpsuite {'report' if complete else 'run'} {_again(options)}")
+    return DONE
+
+
+def explain(options: argparse.Namespace) -> int:
+    suite = _suite(options)
+    _settle_prefect(options)
+    from flows.explain import explain_flow
+    from storage.catalogue import Catalogue
+    from tasks.explained import LEGEND, examples, table
+
+    state = explain_flow(suite, options.store, options.only, return_state=True)
+    catalogue = Catalogue(suite, options.store, options.only)
+    if shown := table(catalogue):
+        print(f"\n{examples(catalogue)}\n\n{shown}\n\n{LEGEND}")
+    if not state.is_completed():
+        return _failed(state, f"jumpsuite explain {_again(options)}    (does only what is missing)")
+    _next(f"jumpsuite report {_again(options)}")
     return DONE
 
 

@@ -10,6 +10,7 @@ from core.spec import DictionarySpec
 from core.suite import Shape, Suite
 from storage import texts
 from storage.dictionaries import DictionaryFolder
+from storage.explanations import ExplanationFolder
 from storage.harvest import Harvest
 from storage.models import ModelSource
 from storage.objects import Store
@@ -85,6 +86,10 @@ class Catalogue:
 
     def scorecard_key(self, spec: DictionarySpec) -> str:
         return self.suite.scorecard_key(self.folder(spec).key)
+
+    def explanations(self, spec: DictionarySpec) -> ExplanationFolder:
+        folder = self.folder(spec)
+        return ExplanationFolder(folder, self.suite.explanations_key(folder.key))
 
     def failure(self, site: Site) -> str | None:
         """Why the last attempt at a site ended, if it failed."""

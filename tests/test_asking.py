@@ -1,0 +1,192 @@
+"""A language model over HTTP: planted meanings come out, each thing is asked once, no token too many is spent, and what is malformed is unscored."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat_server import ChatServer, reader
+from test_token_rules import BANK, N, W, text
+
+from core.asking import LanguageModel
+from core.errors import JumpsuiteError
+from core.interpretability import Contexts, Scores, examine
+from core.prompts import Malformed, Prompt, read_explanation, read_numbers, to_detect, to_explain, to_recognise, to_simulate
+from core.suite import Endpoint
+from storage.endpoint import ChatEndpoint
+from storage.objects import Store
+from tasks.asking import Asker
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    served = ChatServer()
+    served.start()
+    yield served
+    served.stop()
+
+
+def asker(server: ChatServer, where: Path, **settings: object) -> Asker:
+    endpoint = Endpoint.model_validate({"address": server.address, "model": "reader", "max_tokens": 10**7} | settings)
+    return Asker(Store(where), ChatEndpoint(endpoint), "spent/tokens.json")
+
+
+def spell(token: int) -> str:
+    return f" word{token:02d}"
+
+
+def contexts(seed: int, fires: int = BANK) -> Contexts:
+    tokens_NW = text(seed)
+    return Contexts(tokens_NW, 3.0 * (tokens_NW == fires), np.ones((N, W), bool)).some(20, seed)
+
+
+def scored(model: LanguageModel, explanation: str) -> Scores:
+    return examine(model.judge(explanation), contexts(1), seed=0)
+
+
+def test_a_planted_meaning_is_found_and_scores_high_with_every_scorer_and_another_like_chance(server: ChatServer, tmp_path: Path) -> None:
+    model = LanguageModel(asker(server, tmp_path).ask, spell)
+    said = model.explain(contexts(0))
+    assert said == f'the token "{spell(BANK)}"'
+    assert list(vars(scored(model, said)).values()) == pytest.approx([1, 1, 1, 1])
+    other = vars(scored(model, f'the token "{spell(23)}"'))
+    assert abs(other["pearson"]) < 0.15
+    assert abs(other["spearman"]) < 0.15
+    assert other["detection"] == pytest.approx(0.5, abs=0.15)
+    assert other["fuzzing"] == pytest.approx(0.5, abs=0.15)
+
+
+def test_what_was_asked_is_not_asked_again(server: ChatServer, tmp_path: Path) -> None:
+    first = asker(server, tmp_path)
+    before = scored(LanguageModel(first.ask, spell), 'the token "x"')
+    asked = len(server.asked)
+    again = asker(server, tmp_path)
+    assert scored(LanguageModel(again.ask, spell), 'the token "x"') == before
+    assert len(server.asked) == asked
+    assert again.spent == first.spent == server.tokens
+
+
+def test_a_malformed_answer_is_asked_for_once_more_and_then_unscored(server: ChatServer, tmp_path: Path) -> None:
+    server.model = lambda task, said: "I think all of them." if task == "detect" else reader(task, said)
+    asks = asker(server, tmp_path)
+    scores = scored(LanguageModel(asks.ask, spell), f'the token "{spell(BANK)}"')
+    assert scores.detection is None
+    assert scores.pearson == pytest.approx(1)
+    of_detection = [body for body in server.asked if "anywhere in it" in body["messages"][0]["content"]]
+    assert len(of_detection) == 2 * asks.unscored == 4
+    assert {body["temperature"] for body in of_detection} == {0.0, 1.0}
+
+
+def test_the_second_answer_counts_where_the_first_was_malformed(server: ChatServer, tmp_path: Path) -> None:
+    answers = iter(["{", '{"explanation": "good"}'])
+    server.model = lambda *_: next(answers)
+    assert asker(server, tmp_path).ask(to_explain([["a"]], np.ones((1, 1)), []), read_explanation) == "good"
+
+
+def test_no_more_is_spent_than_was_allowed_and_with_more_it_goes_on_from_there(server: ChatServer, tmp_path: Path) -> None:
+    whole = asker(server, tmp_path / "whole")
+    expected = scored(LanguageModel(whole.ask, spell), f'the token "{spell(BANK)}"')
+    needed, server.tokens = server.tokens, 0
+    for cap in (needed // 3, 2 * needed // 3):
+        asks = asker(server, tmp_path / "capped", max_tokens=cap)
+        with pytest.raises(JumpsuiteError, match="raise it and run again, which goes on from there") as stopped:
+            scored(LanguageModel(asks.ask, spell), f'the token "{spell(BANK)}"')
+        assert f"explanations.endpoint.max_tokens is {cap:,}, of which {asks.spent:,} are spent" in str(stopped.value)
+        assert 0 < server.tokens == asks.spent <= cap
+    asks = asker(server, tmp_path / "capped")
+    assert scored(LanguageModel(asks.ask, spell), f'the token "{spell(BANK)}"') == expected
+    assert server.tokens == needed == asks.spent
+
+
+def test_of_many_threads_none_spends_what_another_has_set_aside(server: ChatServer, tmp_path: Path) -> None:
+    asks, said = asker(server, tmp_path, max_tokens=3_000), []
+
+    def ask(number: int) -> None:
+        try:
+            asks.ask(to_detect('the token "x"', [[f"excerpt {number}"]]), lambda answer: answer)
+        except JumpsuiteError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said, "the cap was reached"
+    assert server.tokens == asks.spent <= 3_000
+    assert 3_000 - server.tokens < 1_500, "as near as the next request might have cost"
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(server: ChatServer, tmp_path: Path) -> None:
+    server.stop()
+    again = threading.Timer(2, server.start)
+    again.start()
+    assert asker(server, tmp_path).ask(to_detect('the token "x"', [["y"]]), lambda answer: answer) == '{"active": [0]}'
+
+
+def test_a_server_that_is_busy_is_asked_again_when_it_says(server: ChatServer, tmp_path: Path) -> None:
+    server.faults = [(429, "1.5"), (503, None), (500, None)]
+    began = time.monotonic()
+    asks = asker(server, tmp_path)
+    assert asks.ask(to_detect('the token "x"', [["y"]]), lambda answer: answer) == '{"active": [0]}'
+    assert time.monotonic() - began > 1.5
+    assert asks.spent == server.tokens
+
+
+@pytest.mark.parametrize(("code", "hint"), [(401, "set JUMPSUITE_API_KEY"), (404, "correct explanations.endpoint")])
+def test_a_server_that_refuses_is_named_at_once_and_nothing_is_counted(server: ChatServer, tmp_path: Path, code: int, hint: str) -> None:
+    server.faults, asks = [(code, None)], asker(server, tmp_path)
+    with pytest.raises(JumpsuiteError, match=hint) as refused:
+        asks.ask(to_detect('the token "x"', [["y"]]), lambda answer: answer)
+    assert f"explanations.endpoint.address is '{server.address}'" in str(refused.value)
+    assert asks.spent == 0
+
+
+def test_the_key_is_sent_and_kept_nowhere(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUMPSUITE_API_KEY", "a-secret-key")
+    asker(server, tmp_path).ask(to_detect('the token "x"', [["y"]]), lambda answer: answer)
+    assert server.keys == ["Bearer a-secret-key"]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"a-secret-key" in path.read_bytes()]
+
+
+# Prompts
+
+
+def test_an_excerpt_stays_on_its_line_and_shows_which_of_its_tokens_fire() -> None:
+    pieces, f_W = ["the", "\nriver", " bank", "\n", '"'], np.array([0, 2.0, 4.0, 0, 0])
+    prompt = to_explain([pieces], f_W[None], [["quiet\n"]])
+    assert prompt.user.splitlines() == [
+        'Excerpt 1: "the<<\\nriver bank>>\\n\\""',
+        'Active: [["\\nriver", 5], [" bank", 10]]',
+        'Not active: "quiet\\n"',
+    ]
+    marked = np.array([[True, False, False, False, True]])
+    assert to_recognise("x", [pieces], marked).user.splitlines()[-1] == 'Excerpt 1: "<<the>>\\nriver bank\\n<<\\">>"'
+    assert to_simulate("x", pieces).user.splitlines()[2:] == ['1: "the"', '2: "\\nriver"', '3: " bank"', '4: "\\n"', '5: "\\""']
+
+
+PROMPT: Prompt = to_simulate("x", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("answer", ['{"activations": [0, 3, 10]}', 'Sure:\n```json\n{"activations": [0, 3, 10]}\n```'])
+def test_an_answer_is_read_from_between_other_words(answer: str) -> None:
+    assert read_numbers(answer, PROMPT) == [0, 3, 10]
+
+
+@pytest.mark.parametrize(
+    "activations", [[0, 3], [0, 3, 10, 0], [0, 3, 11], [0, 3, -1], [0, 3, 1.5], [0, 3, True], [0, 3, "4"], [0, 3, None], {"1": 0}, "0, 3, 10", None]
+)
+def test_numbers_of_another_form_are_no_answer(activations: object) -> None:
+    with pytest.raises(Malformed):
+        read_numbers(json.dumps({"activations": activations}), PROMPT)
+
+
+@pytest.mark.parametrize("answer", ["", "[0, 3, 10]", "{", '{"active": [0, 3, 10]}', "{" * 100_000, '{"activations": ' + "[" * 100_000])
+def test_what_is_no_json_object_with_the_field_is_no_answer(answer: str) -> None:
+    with pytest.raises(Malformed):
+        read_numbers(answer, PROMPT)
+    with pytest.raises(Malformed):
+        read_explanation(answer)

@@ -1,0 +1,250 @@
+"""`jumpsuite explain`: the contexts that it collects are those that a search of the whole text finds, what it finished it leaves, and what was
+killed or damaged ends in the same bytes."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import safetensors.numpy
+import zarr
+from chat_server import ChatServer
+from command import environment, here, results, write_suite
+from conftest import tiny_fields
+
+import tasks.explain
+
+SITE, CONTEXT, W = "L01.resid_post", 32, 12
+TOP, SAMPLE, QUIET = 3, 12, 6
+
+
+@pytest.fixture(scope="module")
+def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = tiny_fields(tiny_model, tiny_text)
+    fields["sites"] = {"layers": [1], "kinds": ["resid_post"]}
+    fields["dictionaries"] = [{"widths": 64, "target_l0s": 8}, {"architecture": "topk", "widths": 64, "target_l0s": 8}]
+    fields["training"] |= {"tokens": 15_360}
+    fields["explanations"] = {"latents": 20, "context": W, "top": TOP, "sample": SAMPLE, "quiet": QUIET, "least_contexts": 5}
+    return write_suite(fields, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def trained(prefect_server: str, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with trained dictionaries."""
+    store = tmp_path_factory.mktemp("store") / "runs"
+    run = here("run", suite_file, "--store", store)
+    assert run.returncode == 0, run.stderr
+    return store
+
+
+@pytest.fixture(scope="module")
+def explained(trained: Path, suite_file: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The same store once its latents are explained, and what the command said."""
+    return trained, here("explain", suite_file, "--store", trained)
+
+
+def explanations(store: Path) -> dict[str, bytes]:
+    """All that is there of explanations, by name."""
+    return {str(path.relative_to(store)): path.read_bytes() for path in sorted((store / "explanations").rglob("*")) if path.is_file()}
+
+
+def table(store: Path, dictionary: str, name: str) -> list[dict[str, Any]]:
+    (path,) = (store / "explanations" / SITE).glob(f"{dictionary}-*/{name}.parquet")
+    return pq.read_table(path).to_pylist()
+
+
+def test_the_command_shows_what_latents_mean_beside_a_control_and_how_far_that_predicts_them(explained: Any) -> None:
+    store, run = explained
+    assert run.returncode == 0, run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+    lines = [line for line in run.stdout.splitlines() if line.startswith(SITE) and "±" in line]
+    assert len(lines) == 2
+    assert "\nnext: jumpsuite report" in run.stdout
+    for summary in (json.loads(path.read_text()) for path in (store / "explanations").rglob("summary.json")):
+        for subject in ("trained", "control"):
+            assert summary[subject]["explained"] == min(20, summary[subject]["able"])
+            assert -1 <= summary[subject]["pearson"]["low"] <= summary[subject]["pearson"]["mean"] <= summary[subject]["pearson"]["high"] <= 1
+
+
+def test_what_is_explained_is_left_as_it_is(explained: Any, suite_file: Path) -> None:
+    store, _ = explained
+    before, times = explanations(store), [path.stat().st_mtime_ns for path in sorted((store / "explanations").rglob("*"))]
+    assert here("explain", suite_file, "--store", store).returncode == 0
+    assert explanations(store) == before
+    assert [path.stat().st_mtime_ns for path in sorted((store / "explanations").rglob("*"))] == times
+
+
+def held_out(store: Path, dictionary: str) -> tuple[Any, Any, Any]:
+    """Tokens, which positions are text (sequences x context), and f (x latents), read and computed by others than the code under test."""
+    (harvest,) = (store / "harvests").iterdir()
+    group = zarr.open_group(harvest, mode="r")["held_out"]
+    (folder,) = (store / "dictionaries" / SITE).glob(f"{dictionary}-*")
+    weights = {name: tensor.astype(np.float64) for name, tensor in safetensors.numpy.load_file(folder / "dictionary.safetensors").items()}
+    rows, x = group["rows"][:], group[f"activations/{SITE}"][:].astype(np.float64)
+    z = x @ weights["W_enc"] + weights["b_enc"]
+    f = np.where(z > weights["threshold"], z, 0)
+    if dictionary.startswith("topk"):
+        f[np.arange(len(f))[:, None], np.argsort(-f, axis=1)[:, 8:]] = 0
+    tokens = group["tokens"][:]
+    is_text, whole = np.zeros(tokens.shape, bool), np.zeros((*tokens.shape, f.shape[1]))
+    for (sequence, position), values in zip(rows, f, strict=True):
+        if sequence >= 0:
+            is_text[sequence, position], whole[sequence, position] = True, values
+    return tokens, is_text, whole
+
+
+@pytest.mark.parametrize("dictionary", ["width_64_l0_8", "topk_width_64_l0_8"])
+def test_the_examples_are_those_that_a_search_of_the_whole_text_finds(explained: Any, dictionary: str) -> None:
+    store, _ = explained
+    tokens, is_text, f = held_out(store, dictionary)
+    starts = [(sequence, begin) for sequence in range(len(tokens)) for begin in range(0, CONTEXT, W)]
+    peaks = np.array([f[sequence, begin : begin + W].max(0) for sequence, begin in starts])
+    examples = table(store, dictionary, "trained-examples-0000000")
+    frequency = {row["latent"]: row["frequency"] for row in table(store, dictionary, "trained-latents-0000000")}
+    for latent in range(64):
+        assert frequency[latent] == pytest.approx((f[is_text][:, latent] > 0).mean())
+        for shown in (True, False):
+            mine = [number for number, (sequence, _) in enumerate(starts) if (sequence % 2 == 0) == shown]
+            fires, silent = [n for n in mine if peaks[n, latent] > 0], {n for n in mine if peaks[n, latent] == 0}
+            kept = {kind: [] for kind in ("top", "sample", "quiet")}
+            for row in examples:
+                if row["latent"] == latent and row["shown"] == shown:
+                    kept[row["kind"]].append(row["context"])
+                    sequence, begin = starts[row["context"]]
+                    expected = f[sequence, begin : begin + W, latent]
+                    assert row["activations"] == pytest.approx([*expected, *[0.0] * (W - len(expected))], abs=1e-4)
+            assert [peaks[n, latent] for n in kept["top"]] == pytest.approx(sorted(peaks[fires, latent], reverse=True)[:TOP], abs=1e-4)
+            assert len(set(kept["sample"])) == min(SAMPLE, len(fires))
+            assert set(kept["sample"]) <= set(fires)
+            assert set(kept["quiet"]) <= silent
+
+
+def test_how_many_latents_are_collected_at_a_time_makes_no_difference(
+    explained: Any, suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = explained
+    mine = copy_of_trained(store, tmp_path)
+    monkeypatch.setattr(tasks.explain, "LATENTS_AT_ONCE", 10)
+    monkeypatch.setattr(tasks.explain, "EXPLAINED_AT_ONCE", 7)
+    assert here("explain", suite_file, "--store", mine).returncode == 0
+    for dictionary, subject in itertools.product(("width_64_l0_8", "topk_width_64_l0_8"), ("trained", "control")):
+        parts = (table(mine, dictionary, f"{subject}-examples-{first:07d}") for first in range(0, 64, 10))
+        kept, expected = (
+            {(row["latent"], row["shown"], row["kind"], row["context"]) for row in rows}
+            for rows in (itertools.chain(*parts), table(store, dictionary, f"{subject}-examples-0000000"))
+        )
+        # Products of a few columns are rounded otherwise than those of many: an activation at its threshold may fall on either side.
+        assert len(kept ^ expected) <= 0.005 * len(expected)
+        latents = [row["latent"] for begin in (0, 7, 14) for row in table(mine, dictionary, f"{subject}-explanations-{begin:07d}")]
+        assert latents == [row["latent"] for row in table(store, dictionary, f"{subject}-explanations-0000000")]
+
+
+def copy_of_trained(store: Path, where: Path) -> Path:
+    """The store as it was before anything was explained."""
+    mine = where / "runs"
+    mine.mkdir()
+    for part in store.iterdir():
+        if part.name not in ("explanations", "prefect", "locks"):
+            (mine / part.name).symlink_to(part)
+    return mine
+
+
+def test_a_part_that_was_damaged_is_made_again(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine = copy_of_trained(store, tmp_path)
+    for name, data in explanations(store).items():
+        path = mine / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name == "trained-examples-0000000.parquet":
+            data = data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
+        if path.name != "summary.json":
+            path.write_bytes(data)
+    run = here("explain", suite_file, "--store", mine)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("it is made again") == 2
+    assert explanations(mine) == explanations(store)
+
+
+def test_a_finished_part_that_was_damaged_is_named(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine = copy_of_trained(store, tmp_path)
+    for name, data in explanations(store).items():
+        path = mine / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data[:-1] if path.name == "trained-explanations-0000000.parquet" else data)
+    run = here("explain", suite_file, "--store", mine)
+    assert run.returncode == 1
+    assert "trained-explanations-0000000.parquet was changed since it was written" in run.stderr
+    assert "delete its folder and run again" in run.stderr
+
+
+def test_a_dictionary_that_is_not_trained_is_named_and_the_others_are_explained(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    mine = copy_of_trained(explained[0], tmp_path)
+    run = here("explain", suite_file, "--store", mine, "--set", "sites.kinds=[resid_post, mlp_out]", "--set", "explanations.control=false")
+    assert run.returncode == 1
+    assert "L01.mlp_out: L01.mlp_out width_64_l0_8 is not trained" in run.stderr
+    assert [line for line in run.stdout.splitlines() if line.startswith(SITE) and "±" in line]
+
+
+def test_a_language_model_explains_up_to_its_cap_and_goes_on_from_there_with_more(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    server = ChatServer()
+    server.start()
+    mine = copy_of_trained(explained[0], tmp_path)
+
+    def run(max_tokens: int) -> subprocess.CompletedProcess[str]:
+        endpoint = f"explanations.endpoint={{address: {server.address}, model: reader, contexts: 6, max_tokens: {max_tokens}}}"
+        return here("explain", suite_file, "--store", mine, "--set", endpoint, "--set", "explanations.latents=4")
+
+    capped = run(8_000)
+    assert capped.returncode == 1
+    assert f"{SITE}: explanations.endpoint.max_tokens is 8,000, of which {server.tokens:,} are spent" in capped.stderr
+    assert 0 < server.tokens <= 8_000
+    whole = run(10**7)
+    server.stop()
+    assert whole.returncode == 0, whole.stderr
+    assert "questions to reader, about" in whole.stderr
+    assert len({json.dumps(body, sort_keys=True) for body in server.asked}) == len(server.asked), "nothing was asked twice"
+    assert f"{server.tokens:,} tokens of 10,000,000 have been spent on reader" in whole.stderr
+    rows = table(mine, "width_64_l0_8", "trained-explanations-0000000")
+    assert [row["explanation"][:10] for row in rows] == ["the token "] * 4
+    assert run(10**7).returncode == 0, "without the server, for nothing is left to ask"
+
+
+@pytest.mark.long
+def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine, killed = copy_of_trained(store, tmp_path), 0
+    for files in (1, 4, 9):
+        command = [sys.executable, "-m", "flows.main", "explain", str(suite_file), "--store", str(mine)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True)
+        while process.poll() is None and len(explanations(mine)) < files:
+            time.sleep(0.001)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed == 3
+    assert here("explain", suite_file, "--store", mine).returncode == 0
+    assert explanations(mine) == explanations(store)
+
+
+def test_fewer_contexts_than_a_latent_is_to_fire_in_are_refused(suite_file: Path, tmp_path: Path) -> None:
+    run = here("explain", suite_file, "--store", tmp_path, "--set", "explanations.least_contexts=50")
+    assert run.returncode == 2
+    assert "explanations.least_contexts is 50" in run.stderr
+
+
+def test_explaining_leaves_what_a_run_made_as_it_was(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine, before = copy_of_trained(store, tmp_path), results(store)
+    assert here("explain", suite_file, "--store", mine, "--set", "explanations.latents=5").returncode == 0
+    assert explanations(mine)
+    assert results(store) == before
