@@ -49,6 +49,7 @@ def main() -> None:
     sites = "sites={layers: all, kinds: [resid_post, mlp_out, attn_z]}"
     text = [f"text.tokens={args.blocks * of_block}", f"text.held_out_tokens={of_block}"]
     suite = parse_suite(args.suite.read_text(), [*args.settings, *text, sites, "dictionaries=[{widths: 64, target_l0s: 8}]"])
+    args.store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.store) as folder:
         if (args.store / "models").exists():
             shutil.copytree(args.store / "models", Path(folder) / "models", copy_function=os.link)
