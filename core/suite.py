@@ -252,7 +252,7 @@ class Evaluation(Section):
 class Endpoint(Section):
     """A language model behind a server that speaks OpenAI's chat completions. Its key is in the environment: JUMPSUITE_API_KEY or OPENAI_API_KEY."""
 
-    address: str = Field(pattern=r"^https?://\S+$", examples=["http://127.0.0.1:8000/v1"])
+    address: str = Field(pattern=r"^https?://[^\s@]+$", examples=["http://127.0.0.1:8000/v1"])
     model: str = Field(min_length=1, examples=["google/gemma-3-27b-it"])
     max_tokens: int = Field(gt=0, examples=[5_000_000])
     """Of all requests and answers of the suite together. It is never exceeded: who reaches it raises it and runs again."""
@@ -284,7 +284,9 @@ class Explanations(Section):
     control: bool = Field(True, examples=[True])
     """Whether as many latents of a dictionary of random directions, as wide and as sparse, are explained beside each."""
     seed: int = Field(0, ge=0, examples=[0])
-    endpoint: Endpoint | None = None
+    endpoint: Endpoint | None = Field(
+        None, examples=[{"address": "http://127.0.0.1:8000/v1", "model": "google/gemma-3-27b-it", "max_tokens": 5_000_000}]
+    )
     """The language model that explains and judges. Without one, explanations are statistical: rules about tokens (`core/token_rules.py`)."""
 
     def identity(self) -> dict[str, Any]:
@@ -500,4 +502,4 @@ class Suite(Section):
 FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 1, "explanations": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
-RESERVED = {"harvests", "dictionaries", "explanations", "models", "digests", "locks", "paces", "prefect"}
+RESERVED = {"harvests", "dictionaries", "explanations", "answers", "models", "digests", "locks", "paces", "prefect"}

@@ -178,12 +178,12 @@ def explain(options: argparse.Namespace) -> int:
     _settle_prefect(options)
     from flows.explain import explain_flow
     from storage.catalogue import Catalogue
-    from tasks.explained import LEGEND, examples, table
+    from tasks.explained import examples, legend, table
 
     state = explain_flow(suite, options.store, options.only, return_state=True)
     catalogue = Catalogue(suite, options.store, options.only)
     if shown := table(catalogue):
-        print(f"\n{examples(catalogue)}\n\n{shown}\n\n{LEGEND}")
+        print(f"\n{examples(catalogue)}\n\n{shown}\n\n{legend(catalogue)}")
     if not state.is_completed():
         return _failed(state, f"jumpsuite explain {_again(options)}    (does only what is missing)")
     _next(f"jumpsuite report {_again(options)}")

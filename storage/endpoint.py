@@ -50,8 +50,8 @@ class _Later(Exception):
 class ChatEndpoint:
     def __init__(self, settings: Endpoint) -> None:
         self.settings = settings
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=settings.at_once)
         self._client = httpx.Client(base_url=settings.address.rstrip("/") + "/", headers=headers, timeout=settings.timeout, limits=limits)
 
@@ -107,7 +107,8 @@ class ChatEndpoint:
         if status in TRY_AGAIN or status >= 500:
             raise _Later(f"HTTP {status}", _seconds(response.headers.get("Retry-After")))
         if status != 200:
-            reason = " ".join(response.text.split())[:160]
+            said = response.text.replace(self._key, "…") if self._key else response.text
+            reason = " ".join(said.split())[:160]
             hint = f"set {KEYS[0]}" if status in (401, 403) else "correct explanations.endpoint"
             raise Refused(self._said(f"answered HTTP {status} ({reason})", hint))
         try:

@@ -32,6 +32,8 @@ def asking(catalogue: Catalogue) -> Iterator["Asker | None"]:
         asker = Asker(catalogue.store, ChatEndpoint(settings), f"{spent}/tokens.json")
         yield asker
         log.info("%s tokens of %s have been spent on %s", f"{asker.spent:,}", f"{settings.max_tokens:,}", settings.model)
+        if asker.unanswered:
+            log.warning("%s questions were answered in another form than was asked for, twice, and are unscored", f"{asker.unanswered:,}")
 
 
 class Asker:
@@ -47,7 +49,7 @@ class Asker:
         self._counting, self._under_way = threading.Condition(), 0
         record = store.get_record(ledger)
         self._spent = int(record["tokens"]) if record else 0
-        self.unscored = 0
+        self.unanswered = 0
         """Questions to which no answer was well-formed."""
 
     @property
@@ -66,7 +68,7 @@ class Asker:
             except Malformed as malformed:
                 log.debug("%s", malformed)
         with self._counting:
-            self.unscored += 1
+            self.unanswered += 1
         return None
 
     def _answer(self, body: dict[str, Any]) -> str:
@@ -78,9 +80,9 @@ class Asker:
         self._set_aside(most)
         cost = 0
         try:
-            answer = self._endpoint.complete(body, in_vain=lambda: self._note(most))
-            self._store.put_record(place, {"text": answer.text, "tokens": answer.tokens, "request": body})
+            answer = self._endpoint.complete(body, in_vain=lambda: self._require(most))
             cost = answer.tokens
+            self._store.put_record(place, {"text": answer.text, "tokens": answer.tokens, "request": body})
         finally:
             with self._counting:
                 self._under_way -= 1
@@ -95,12 +97,16 @@ class Asker:
         """
         with self._counting:
             self._counting.wait_for(lambda: not self._under_way or self._spent + most <= self._cap)
+            self._require(most)
+            self._under_way += 1
+
+    def _require(self, most: int) -> None:
+        with self._counting:
             if self._spent + most > self._cap:
                 raise JumpsuiteError(
                     f"explanations.endpoint.max_tokens is {self._cap:,}, of which {self._spent:,} are spent; expected room for the next "
                     f"request, which may take {most:,}; raise it and run again, which goes on from there"
                 )
-            self._under_way += 1
             self._note(most)
 
     def _note(self, tokens: int) -> None:

@@ -77,7 +77,8 @@ def _explain_dictionary(catalogue: Catalogue, spec: DictionarySpec, asker: Asker
         subjects["control"] = random_directions(dictionary, sample, settings.seed)
     model = LanguageModel(asker.ask, text.spell) if asker else None
     found = {name: Subject(name, of, text, explanations, settings, model).explain(f"{spec} {name}") for name, of in subjects.items()}
-    explanations.finish({"dictionary": folder.key, "spec": spec.identity(), "code": code(), **found})
+    explainer = settings.endpoint.model if settings.endpoint else None
+    explanations.finish({"dictionary": folder.key, "spec": spec.identity(), "code": code(), "explainer": explainer, **found})
 
 
 def _intact(read: Callable[[], T | None]) -> T | None:
@@ -125,7 +126,8 @@ class Subject:
                     self._folder.save_table(name, table)
                 tables.append(table)
                 progress.advance(len(latents))
-        return {"latents": len(self._dictionary.b_enc), "able": len(able), "explained": len(chosen), **_summary(tables)}
+        explained = sum(len(table) - table["explanation"].null_count for table in tables)
+        return {"latents": len(self._dictionary.b_enc), "able": len(able), "drawn": len(chosen), "explained": explained, **_summary(tables)}
 
     # Examples
 

@@ -7,11 +7,11 @@ from storage.catalogue import Catalogue
 from tasks.tables import grid
 
 COLUMNS = ("site", "dictionary", "explained", "simulation", "control", "> 0.9 %", "control", "detection", "control", "fuzzing", "control")
-LEGEND = (
+_LEGEND = (
     "Of latents drawn at random among those that fire often enough, explained by half of the held-out text and scored on the other: the mean.\n"
     "Simulation: correlation of predicted with true activations (± half of the 95% interval); > 0.9: the share of latents with more.\n"
     "Detection, fuzzing: how often it tells a context, or a token, that fires from one that does not; 0.5 is chance.\n"
-    "Control: the same of random directions, as many and as sparse. Explanations are statistical: rules about tokens; no language model was asked."
+    "Control: the same of random directions, as many and as sparse. "
 )
 EXAMPLES = 3
 
@@ -20,6 +20,13 @@ def table(catalogue: Catalogue) -> str:
     """A line a dictionary that is explained; nothing where there is none."""
     lines = [_line(spec, summary) for spec, summary in _summaries(catalogue)]
     return grid([COLUMNS, *lines]) if lines else ""
+
+
+def legend(catalogue: Catalogue) -> str:
+    """What the table says, and who explained."""
+    endpoint = catalogue.suite.explanations.endpoint
+    by = f"Explained and judged by {endpoint.model}." if endpoint else "Explanations are rules about tokens; no language model was asked."
+    return f"{_LEGEND}{by}"
 
 
 def _summaries(catalogue: Catalogue) -> list[tuple[DictionarySpec, dict[str, Any]]]:

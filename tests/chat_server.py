@@ -32,7 +32,7 @@ def reader(task: str, said: str) -> str:
 
 
 class ChatServer:
-    """Its faults are codes with which the next requests are answered, each with seconds to wait."""
+    """Its faults are codes with which the next requests are answered, each with seconds to wait; at zero it hangs up."""
 
     def __init__(self, model: Model = reader) -> None:
         self.model, self.port = model, free_port()
@@ -54,6 +54,9 @@ class ChatServer:
                     fault = chat.faults.pop(0) if chat.faults else None
                 if self.path != "/v1/chat/completions":
                     fault = (404, None)
+                if fault and not fault[0]:
+                    self.close_connection = True
+                    return
                 if fault:
                     self.send_response(fault[0])
                     if fault[1]:

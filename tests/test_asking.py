@@ -76,7 +76,7 @@ def test_a_malformed_answer_is_asked_for_once_more_and_then_unscored(server: Cha
     assert scores.detection is None
     assert scores.pearson == pytest.approx(1)
     of_detection = [body for body in server.asked if "anywhere in it" in body["messages"][0]["content"]]
-    assert len(of_detection) == 2 * asks.unscored == 4
+    assert len(of_detection) == 2 * asks.unanswered == 4
     assert {body["temperature"] for body in of_detection} == {0.0, 1.0}
 
 
@@ -125,6 +125,13 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server: ChatServer, tmp
     again = threading.Timer(2, server.start)
     again.start()
     assert asker(server, tmp_path).ask(to_detect('the token "x"', [["y"]]), lambda answer: answer) == '{"active": [0]}'
+
+
+def test_an_answer_that_was_lost_on_its_way_counts_for_as_much_as_it_may_have_cost(server: ChatServer, tmp_path: Path) -> None:
+    server.faults, asks = [(0, None)], asker(server, tmp_path)
+    prompt = to_detect('the token "x"', [["y"]])
+    assert asks.ask(prompt, lambda answer: answer) == '{"active": [0]}'
+    assert asks.spent == server.tokens + sum(len(message["content"].encode()) for message in prompt.messages) + 128 + prompt.answer_tokens
 
 
 def test_a_server_that_is_busy_is_asked_again_when_it_says(server: ChatServer, tmp_path: Path) -> None:

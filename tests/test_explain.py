@@ -70,7 +70,7 @@ def test_the_command_shows_what_latents_mean_beside_a_control_and_how_far_that_p
     assert "\nnext: jumpsuite report" in run.stdout
     for summary in (json.loads(path.read_text()) for path in (store / "explanations").rglob("summary.json")):
         for subject in ("trained", "control"):
-            assert summary[subject]["explained"] == min(20, summary[subject]["able"])
+            assert summary[subject]["explained"] == summary[subject]["drawn"] == min(20, summary[subject]["able"])
             assert -1 <= summary[subject]["pearson"]["low"] <= summary[subject]["pearson"]["mean"] <= summary[subject]["pearson"]["high"] <= 1
 
 
