@@ -16,6 +16,7 @@ from core.site import Site
 from core.suite import Shape
 
 BLOCKS = ("layers", "h")
+FINAL_NORM = ("norm", "ln_f", "final_layer_norm")
 ATTENTION_OUTPUT = ("self_attn.o_proj", "attn.c_proj", "attention.dense")
 # Gemma 2 and 3 normalise the MLP's output before it joins the residual stream; the site is after that norm (GS, section 3.1).
 MLP_OUTPUT = ("post_feedforward_layernorm", "mlp")
@@ -54,6 +55,11 @@ class Anatomy:
             d_attn=_in_features(self.place(Site(0, "attn_z")).module),
             parameters=sum(p.numel() for p in self.blocks.parameters()),
         )
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """Through which the last block's output goes to the unembedding."""
+        return _first(self.trunk, FINAL_NORM, type(self.model).__name__)
 
     def place(self, site: Site) -> Place:
         block, name = self.blocks[site.layer], f"{type(self.model).__name__} block {site.layer}"

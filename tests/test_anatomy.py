@@ -51,7 +51,7 @@ D_ATTN = {"gemma2": 24, "gemma3": 24, "qwen3": 40}
 ALL_SITES = [Site(layer, kind) for layer in range(LAYERS) for kind in KINDS]
 
 
-def _model(config: PreTrainedConfig) -> Any:
+def random_model(config: PreTrainedConfig) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():  # so that biases, norms and every block matter
@@ -66,7 +66,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def model(family: str) -> Any:
-    return _model(CONFIGS[family]())
+    return random_model(CONFIGS[family]())
 
 
 @pytest.fixture(scope="module")
