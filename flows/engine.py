@@ -28,6 +28,11 @@ def settle(home: Path) -> None:
         if (free := shutil.disk_usage(home).free) < ROOM:
             raise JumpsuiteError(f"{home} has {free / 1e6:.1f} MB left; expected {ROOM / 1e6:.0f} MB and more; make room and run again")
         os.environ["PREFECT_HOME"] = str(home)
+    quiet()
+
+
+def quiet() -> None:
+    """Keep what Prefect says to developers from users, also of commands that run no flow."""
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", ",".join(PACKAGES))
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")

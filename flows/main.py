@@ -17,7 +17,7 @@ from core.errors import ConfigError, JumpsuiteError
 from core.suite import Suite
 from core.suite_file import parse_suite
 from flows import PACKAGES
-from flows.engine import fault_of, reach, settle
+from flows.engine import fault_of, quiet, reach, settle
 
 if TYPE_CHECKING:
     from storage.catalogue import Catalogue
@@ -192,12 +192,14 @@ def explain(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     catalogue = _catalogue(options)
+    from tasks.browse import write_pages
     from tasks.report import write_report
 
     scored = write_report(catalogue)
     if not scored:
         raise JumpsuiteError(f"{catalogue.suite.name} has no scorecard yet; expected a suite that was run; run jumpsuite run {_again(options)}")
     _show(catalogue, scored)
+    print(f"Pages: open {_short(write_pages(catalogue))} in a browser")
     _next(f"jumpsuite release {_again(options)} --to DIR")
     return DONE
 
@@ -304,6 +306,7 @@ def _text(path: str) -> str:
 
 def _catalogue(options: argparse.Namespace) -> "Catalogue":
     suite = _suite(options)
+    quiet()
     from storage.catalogue import Catalogue
 
     return Catalogue(suite, options.store, options.only)

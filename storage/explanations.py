@@ -38,6 +38,10 @@ class ExplanationFolder:
             return None
         return pq.read_table(io.BytesIO(self._store.get_checked(f"{self.prefix}/{name}.parquet", record["sha256"])))
 
+    def names(self) -> list[str]:
+        """Of all parts, sorted."""
+        return [name for key in self._store.keys(self.prefix) if (name := key.rpartition("/")[2].removesuffix(".parquet")) + ".parquet" in key]
+
     def save_table(self, name: str, table: pa.Table) -> None:
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")

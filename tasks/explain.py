@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from core.asking import LanguageModel, forecast
+from core.decoder import nearest, token_effects
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.examples import Examples, Number
@@ -35,6 +36,7 @@ from tasks.contexts import HeldOutText
 from tasks.evaluate import sample_rows
 from tasks.progress import Progress
 from tasks.provenance import code
+from tasks.resources import borrowed_anatomy
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,6 +45,8 @@ LATENTS_AT_ONCE = 4_096
 """Whose contexts are collected together: what that takes of memory is the same for every width."""
 EXPLAINED_AT_ONCE = 64
 """Latents that a run which is killed may have to explain again."""
+NEAREST, TOKENS = 8, 10
+"""Other latents, and tokens raised and lowered, that are noted of each latent."""
 WELL_SIMULATED = 0.9
 """Pearson correlation from which arXiv:2407.14435 (section 5.3) takes a latent for well simulated."""
 SCORES = ("pearson", "spearman", "detection", "fuzzing")
@@ -75,10 +79,35 @@ def _explain_dictionary(catalogue: Catalogue, spec: DictionarySpec, asker: Asker
     if settings.control:
         sample = sample_rows(catalogue.harvest.part("held_out"), spec.site, limit).to(text.device)
         subjects["control"] = random_directions(dictionary, sample, settings.seed)
+    _look_at_decoder(catalogue, spec, dictionary, explanations)
     model = LanguageModel(asker.ask, text.spell) if asker else None
     found = {name: Subject(name, of, text, explanations, settings, model).explain(f"{spec} {name}") for name, of in subjects.items()}
     explainer = settings.endpoint.model if settings.endpoint else None
     explanations.finish({"dictionary": folder.key, "spec": spec.identity(), "code": code(), "explainer": explainer, **found})
+
+
+def _look_at_decoder(catalogue: Catalogue, spec: DictionarySpec, dictionary: Dictionary, explanations: ExplanationFolder) -> None:
+    """Leave what the decoder tells of every latent: the nearest other ones, and the tokens that it makes likelier or less likely."""
+    parts = [slice(first, min(first + LATENTS_AT_ONCE, spec.width)) for first in range(0, spec.width, LATENTS_AT_ONCE)]
+    waiting = [part for part in parts if _intact(partial(explanations.table, f"trained-decoder-{part.start:07d}")) is None]
+    if not waiting:
+        return
+    with borrowed_anatomy(catalogue) as anatomy, Progress(f"decoder {spec}", sum(part.stop - part.start for part in waiting), "latents") as progress:
+        for latents in waiting:
+            near = nearest(dictionary.W_dec, latents, NEAREST)
+            raised, lowered = token_effects(anatomy, spec.site, dictionary.W_dec[latents], TOKENS)
+            columns = {
+                "nearest": near.numbers_LK,
+                "cosine": near.values_LK,
+                "raised": raised.numbers_LK,
+                "raised_by": raised.values_LK,
+                "lowered": lowered.numbers_LK,
+                "lowered_by": -lowered.values_LK,
+            }
+            explanations.save_table(
+                f"trained-decoder-{latents.start:07d}", pa.table({name: list(column.cpu().numpy()) for name, column in columns.items()})
+            )
+            progress.advance(latents.stop - latents.start)
 
 
 def _intact(read: Callable[[], T | None]) -> T | None:

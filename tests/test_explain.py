@@ -4,10 +4,13 @@ killed or damaged ends in the same bytes."""
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import zarr
 from chat_server import ChatServer
 from command import environment, here, results, write_suite
 from conftest import tiny_fields
+from transformers import AutoTokenizer
 
 import tasks.explain
 
@@ -248,3 +252,100 @@ def test_explaining_leaves_what_a_run_made_as_it_was(explained: Any, suite_file:
     assert here("explain", suite_file, "--store", mine, "--set", "explanations.latents=5").returncode == 0
     assert explanations(mine)
     assert results(store) == before
+
+
+# Pages
+
+
+@pytest.fixture(scope="module")
+def report(explained: Any, suite_file: Path) -> Path:
+    """The folder of the report's pages."""
+    store, _ = explained
+    run = here("report", suite_file, "--store", store)
+    assert run.returncode == 0, run.stderr
+    assert f"Pages: open {store}/tiny/report/index.html in a browser" in run.stdout
+    return store / "tiny/report"
+
+
+@contextmanager
+def browsing(report: Path, place: str = "", **how: Any) -> Iterator[Any]:
+    """A page of the report in Chromium, opened from its folder. It asked for nothing but files of the folder, and complained of nothing."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        page = chromium.new_page(**how)
+        asked, complaints = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(f"file://{report}/index.html#/{place}")
+        yield page
+        chromium.close()
+    assert not complaints
+    assert all(url.startswith(f"file://{report}/") for url in asked)
+
+
+def test_one_goes_from_the_suite_to_a_dictionary_to_a_latent_and_back_with_the_keyboard(report: Path) -> None:
+    with browsing(report) as page:
+        page.get_by_role("heading", name="tiny").wait_for()
+        page.keyboard.press("Tab")
+        page.locator(".tile").first.focus()
+        page.keyboard.press("Enter")
+        page.get_by_text("64 of 64 latents").wait_for()
+        page.keyboard.press("/")
+        page.keyboard.type("37")
+        page.get_by_text("1 of 64 latents").wait_for()
+        page.keyboard.press("Tab")
+        for _ in range(4):  # past the heads
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="Latent 37").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.get_by_role("heading", name="Latent 38").wait_for()
+        page.keyboard.press("Escape")
+        page.get_by_text("1 of 64 latents").wait_for()
+
+
+def test_a_latents_page_shows_its_highest_contexts_with_what_fires_in_colour(report: Path, explained: Any, tiny_model: Path) -> None:
+    store, _ = explained
+    row = max(table(store, "width_64_l0_8", "trained-explanations-0000000"), key=lambda row: row["pearson"])
+    tops = [r for r in table(store, "width_64_l0_8", "trained-examples-0000000") if r["latent"] == row["latent"] and r["kind"] == "top"]
+    highest = max(tops, key=lambda top: max(top["activations"]))
+    tokens, _, _ = held_out(store, "width_64_l0_8")
+    sequence, number = divmod(highest["context"], -(-CONTEXT // W))
+    with browsing(report, f"d/{SITE}/width_64_l0_8") as page:
+        page.goto(f"file://{report}/index.html#/l/{SITE}/width_64_l0_8/{row['latent']}")
+        page.get_by_text(row["explanation"]).wait_for()
+        spans = page.locator(".example").first.locator(".text span")
+        shown = spans.evaluate_all("spans => spans.map(s => [s.textContent, getComputedStyle(s).backgroundColor !== 'rgba(0, 0, 0, 0)'])")
+        spelt = page.evaluate("async ([first, at]) => (await load(`text/${first}`)).tokens[at]", [0, highest["context"]])
+    assert [word for word, _ in shown] == spelt
+    assert [fires for _, fires in shown] == [value > 0 for value in highest["activations"]]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    here_tokens = tokens[sequence, number * W : (number + 1) * W]
+    assert spelt == [tokenizer.decode([token]) for token in here_tokens] + [""] * (W - len(here_tokens))
+
+
+def test_what_looks_like_html_is_shown_as_the_text_that_it_is(report: Path, tmp_path: Path) -> None:
+    evil = "<script>window.evil=1</script><img src=x onerror=window.evil=1>"
+    mine = tmp_path / "report"
+    shutil.copytree(report, mine)
+    for path in mine.glob("data/text/*.js"):
+        head, _, value = path.read_text().removesuffix(");\n").partition(", ")
+        text = json.loads(value)
+        text["tokens"] = [[evil] * len(tokens) for tokens in text["tokens"]]
+        path.write_text(f"{head}, {json.dumps(text)});\n")
+    for path in mine.glob(f"data/{SITE}/width_64_l0_8/latents-*.js"):
+        head, _, value = path.read_text().removesuffix(");\n").partition(", ")
+        latents = json.loads(value)
+        for row in latents["explained"]:
+            row[1] = evil
+        path.write_text(f"{head}, {json.dumps(latents)});\n")
+        latent = latents["explained"][0][0]
+    with browsing(mine, f"l/{SITE}/width_64_l0_8/{latent}") as page:
+        page.get_by_text(evil).first.wait_for()
+        assert page.locator(".example .text span").first.text_content() == evil
+        page.goto(f"file://{mine}/index.html#/d/{SITE}/width_64_l0_8")
+        page.locator(".row").get_by_text(evil).first.wait_for()
+        assert page.evaluate("window.evil") is None

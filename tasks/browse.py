@@ -1,0 +1,206 @@
+"""Browse: a suite as pages that open from a folder, with no server: its dictionaries, their latents, and the contexts that show what each does.
+
+    SUITE/report/index.html, style.css, app.js       the pages, the same for every suite (`tasks/browser/`)
+                 data/suite.js                       all dictionaries and their scores
+                 data/SITE/NAME/latents-N.js         of some latents each: how often they fire, what they mean, how far that predicts them
+                 data/SITE/NAME/pages-N.js           of a few: their contexts, the nearest latents, the tokens that they make likelier
+                 data/text/N.js                      the tokens of some contexts
+
+Data is loaded when it is looked at. It comes as scripts, for a page that is opened from a folder may load nothing else, and as JSON within them.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from core.spec import DictionarySpec
+from storage.catalogue import Catalogue
+from storage.explanations import ExplanationFolder
+from tasks.contexts import HeldOutText
+from tasks.evaluate import scorecards
+from tasks.explain import LATENTS_AT_ONCE, SCORES
+from tasks.explained import legend
+from tasks.progress import Progress
+from tasks.provenance import code
+
+log = logging.getLogger(__name__)
+
+PAGES = Path(__file__).parent / "browser"
+LATENTS_A_FILE = LATENTS_AT_ONCE
+PAGES_A_FILE = 64
+CONTEXTS_A_FILE = 512
+SHOWN = {"top": 10, "sample": 6, "quiet": 3}
+"""Contexts of each kind on a latent's page."""
+
+
+def write_pages(catalogue: Catalogue) -> str:
+    """Write the pages of the whole suite, and give where to begin. What is there of an earlier report stays where it is still the same."""
+    whole = Catalogue(catalogue.suite, catalogue.store.address)
+    writer = Writer(whole)
+    scored = list(scorecards(whole))
+    text: HeldOutText | None = None
+    entries = []
+    with Progress("report", len(scored), "dictionaries") as progress:
+        for spec, card in scored:
+            explanations = whole.explanations(spec)
+            summary = explanations.summary()
+            entry = entry_of(spec, card)
+            if summary:
+                text = text or HeldOutText(whole, spec.site, None)
+                entry |= {"explained": _scores(summary), "simulation": write_latents(writer, explanations, spec, text)}
+            entries.append(entry)
+            progress.advance(1)
+    if text:
+        write_text(writer, text)
+    suite = whole.suite
+    failures = [f"{site}: {reason}" for site in whole.all_sites if (reason := whole.failure(site))]
+    writer.data(
+        "suite",
+        {
+            "name": suite.name,
+            "title": suite.release.title or suite.name,
+            "model": suite.model.source,
+            "total": sum(map(len, whole.all_sites.values())),
+            "failures": failures,
+            "legend": legend(whole),
+            "contexts_a_file": CONTEXTS_A_FILE,
+            "dictionaries": entries,
+            "made": f"Made by Jumpsuite at {code()['commit']}. All measured on held-out text.",
+        },
+    )
+    writer.pages()
+    return whole.store.where(f"{suite.name}/report/index.html")
+
+
+class Writer:
+    """Writes a suite's report."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._store, self._prefix = catalogue.store, f"{catalogue.suite.name}/report"
+
+    def put(self, name: str, data: bytes) -> None:
+        self._store.put(f"{self._prefix}/{name}", data)
+
+    def pages(self) -> None:
+        """What is the same for every suite."""
+        for path in sorted(PAGES.iterdir()):
+            self.put(path.name, path.read_bytes())
+
+    def data(self, name: str, value: Any) -> None:
+        """What `receive` in the pages is given under a name."""
+        said = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        self.put(f"data/{name}.js", f"receive({json.dumps(name)}, {said});\n".encode("utf-8", "replace"))
+
+
+def entry_of(spec: DictionarySpec, card: dict[str, Any]) -> dict[str, Any]:
+    """A dictionary, as the suite's page lists it; none of its latents explained."""
+    loss = card["loss"]
+    return {
+        "id": f"{spec.site}/{spec.name}",
+        "site": str(spec.site),
+        "layer": spec.site.layer,
+        "kind": spec.site.kind,
+        "name": spec.name,
+        "width": spec.width,
+        "l0": card["l0"],
+        "fvu": card["fvu"],
+        "dead": card["dead"],
+        "delta": loss["delta"],
+        "delta_se": loss["delta_standard_error"],
+        "mean": loss["delta_mean"],
+        "zero": loss["delta_zero"],
+        "histogram": card["frequency_histogram"],
+        "latents_a_file": LATENTS_A_FILE,
+        "pages_a_file": PAGES_A_FILE,
+        "explained": None,
+    }
+
+
+def _scores(summary: dict[str, Any]) -> dict[str, Any]:
+    return {"trained": summary["trained"], "control": summary.get("control")}
+
+
+def write_latents(writer: Writer, explanations: ExplanationFolder, spec: DictionarySpec, text: HeldOutText) -> list[int]:
+    """Write a dictionary's latents; gives how many explanations score from 0, 0.1, … up to 1."""
+    explained = pa.concat_tables(_parts(explanations, "trained-explanations")).to_pylist()
+    for first in range(0, spec.width, LATENTS_A_FILE):
+        last = min(first + LATENTS_A_FILE, spec.width)
+        frequency = _table(explanations, f"trained-latents-{first:07d}")["frequency"].to_numpy()
+        rows = [row for row in explained if first <= row["latent"] < last]
+        listed = [[row["latent"], row["explanation"] or "unscored", *(_short(row[name]) for name in SCORES)] for row in rows]
+        writer.data(f"{spec.site}/{spec.name}/latents-{first}", {"frequency": [float(f"{value:.3g}") for value in frequency], "explained": listed})
+        pages = list(_pages(explanations, first, last, text))
+        for begin in range(0, last - first, PAGES_A_FILE):
+            writer.data(f"{spec.site}/{spec.name}/pages-{first + begin}", pages[begin : begin + PAGES_A_FILE])
+    pearson = np.array([row["pearson"] for row in explained if row["pearson"] is not None])
+    return [int(number) for number in np.histogram(pearson.clip(0, 1), np.linspace(0, 1, 11))[0]]
+
+
+def _pages(explanations: ExplanationFolder, first: int, last: int, text: HeldOutText) -> Iterator[dict[str, Any]]:
+    examples = _examples(_table(explanations, f"trained-examples-{first:07d}"), text.tokens_XW.shape[1])
+    decoder = _table(explanations, f"trained-decoder-{first:07d}")
+    columns = {name: decoder[name].to_pylist() for name in decoder.column_names}
+    for latent in range(first, last):
+        own = {name: values[latent - first] for name, values in columns.items()}
+        yield {
+            "examples": examples[latent],
+            "nearest": [[other, round(cosine, 3)] for other, cosine in zip(own["nearest"], own["cosine"], strict=True)],
+            **{
+                name: [[text.spell(token), round(effect, 1)] for token, effect in zip(own[name], own[f"{name}_by"], strict=True)]
+                for name in ("raised", "lowered")
+            },
+        }
+
+
+def _examples(table: pa.Table, positions: int) -> dict[int, list[list[Any]]]:
+    """Of each latent the contexts to be shown, from both halves of the text: kind, number, where it fires there, and how strongly."""
+    latent_E, shown_E, kind_E, context_E = (table[name].to_numpy() for name in ("latent", "shown", "kind", "context"))
+    f_EW = table["activations"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, positions)
+    found: dict[int, list[list[Any]]] = defaultdict(list)
+    for kind, number in SHOWN.items():
+        own = np.flatnonzero(kind_E == kind)
+        # The highest first; of those that were drawn at random, the first of both halves in turn.
+        rank = -f_EW[own].max(1) if kind == "top" else _rank(latent_E[own] * 2 + shown_E[own])
+        own = own[np.lexsort((rank, latent_E[own]))]
+        for entry in own[_rank(latent_E[own]) < number]:
+            places = np.flatnonzero(f_EW[entry])
+            values = [float(f"{value:.3g}") for value in f_EW[entry, places]]
+            found[int(latent_E[entry])].append([kind, int(context_E[entry]), places.tolist(), values])
+    return found
+
+
+def _rank(groups_E: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The how-manieth of its group each entry is; a group's entries follow each other."""
+    number_E = np.arange(len(groups_E))
+    begins = np.r_[True, groups_E[1:] != groups_E[:-1]][: len(groups_E)]
+    return number_E - np.maximum.accumulate(np.where(begins, number_E, 0))
+
+
+def write_text(writer: Writer, text: HeldOutText) -> None:
+    """Write the tokens of all contexts."""
+    spell = lru_cache(maxsize=None)(text.spell)
+    for first in range(0, len(text.tokens_XW), CONTEXTS_A_FILE):
+        contexts = text.tokens_XW[first : first + CONTEXTS_A_FILE].tolist()
+        writer.data(f"text/{first}", {"first": first, "tokens": [[spell(token) if token >= 0 else "" for token in tokens] for tokens in contexts]})
+
+
+def _parts(explanations: ExplanationFolder, name: str) -> list[pa.Table]:
+    return [_table(explanations, part) for part in explanations.names() if part.startswith(name)]
+
+
+def _table(explanations: ExplanationFolder, name: str) -> pa.Table:
+    table = explanations.table(name)
+    assert table is not None
+    return table
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
