@@ -92,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
     on_suite("explain", explain, "Say what latents mean, and score how far that predicts them. Does only what is missing.")
     on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
+    rated = on_suite("ratings", ratings, "Join what people rated on the report's rating page with whose latents those were.")
+    rated.add_argument("files", metavar="FILE", nargs="+", help="files that the page saved, one a rater")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
     release.add_argument("--to", metavar="DIR", help="folder or bucket of the release (default: <store>/<suite name>/release)")
@@ -204,6 +206,14 @@ def report(options: argparse.Namespace) -> int:
     return DONE
 
 
+def ratings(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
+    from tasks.rating import joined
+
+    print(joined(catalogue, {file: _text(file, "FILE", "what the rating page saved") for file in options.files}))
+    return DONE
+
+
 def study(options: argparse.Namespace) -> int:
     suite = _suite(options)
     _settle_prefect(options)
@@ -291,17 +301,14 @@ def _suite(options: argparse.Namespace) -> Suite:
     return parse_suite(_text(options.suite), options.settings)
 
 
-def _text(path: str) -> str:
-    """What is in a suite file."""
+def _text(path: str, name: str = "SUITE", what: str = "a YAML file such as deployments/suites/gemma-3-270m-demo.yaml") -> str:
+    """What is in a file that an argument names."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ConfigError(f"SUITE is {path!r}, which is not text; expected a YAML file; correct the path") from None
+        raise ConfigError(f"{name} is {path!r}, which is not text; expected {what}; correct the path") from None
     except OSError as error:
-        raise ConfigError(
-            f"SUITE is {path!r}, which cannot be read ({error.strerror}); expected a YAML file such as "
-            "deployments/suites/gemma-3-270m-demo.yaml; correct the path"
-        ) from None
+        raise ConfigError(f"{name} is {path!r}, which cannot be read ({error.strerror}); expected {what}; correct the path") from None
 
 
 def _catalogue(options: argparse.Namespace) -> "Catalogue":

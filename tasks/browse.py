@@ -5,6 +5,7 @@
                  data/SITE/NAME/latents-N.js         of some latents each: how often they fire, what they mean, how far that predicts them
                  data/SITE/NAME/pages-N.js           of a few: their contexts, the nearest latents, the tokens that they make likelier
                  data/text/N.js                      the tokens of some contexts
+                 data/rating.js                      latents to be rated by people who do not know whose they are
 
 Data is loaded when it is looked at. It comes as scripts, for a page that is opened from a folder may load nothing else, and as JSON within them.
 """
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
@@ -30,6 +32,7 @@ from tasks.explain import LATENTS_AT_ONCE, SCORES
 from tasks.explained import legend
 from tasks.progress import Progress
 from tasks.provenance import code
+from tasks.rating import chosen_latents, name_of, save_owners
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ def write_pages(catalogue: Catalogue) -> str:
     writer = Writer(whole)
     scored = list(scorecards(whole))
     text: HeldOutText | None = None
-    entries = []
+    entries, rated, owners = [], list[dict[str, Any]](), dict[str, tuple[str, str]]()
     with Progress("report", len(scored), "dictionaries") as progress:
         for spec, card in scored:
             explanations = whole.explanations(spec)
@@ -56,10 +59,16 @@ def write_pages(catalogue: Catalogue) -> str:
             if summary:
                 text = text or HeldOutText(whole, spec.site, None)
                 entry |= {"explained": _scores(summary), "simulation": write_latents(writer, explanations, spec, text)}
+                for subject in entry["explained"]:
+                    for item in _to_rate(explanations, subject, text, whole.suite.explanations.seed):
+                        owners[item["name"]] = (str(spec), subject)
+                        rated.append(item)
             entries.append(entry)
             progress.advance(1)
     if text:
         write_text(writer, text)
+        save_owners(whole, owners)
+        writer.data("rating", sorted(rated, key=lambda item: str(item["name"])))
     suite = whole.suite
     failures = [f"{site}: {reason}" for site in whole.all_sites if (reason := whole.failure(site))]
     writer.data(
@@ -125,7 +134,23 @@ def entry_of(spec: DictionarySpec, card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores(summary: dict[str, Any]) -> dict[str, Any]:
-    return {"trained": summary["trained"], "control": summary.get("control")}
+    return {subject: summary[subject] for subject in ("trained", "control") if subject in summary}
+
+
+def _to_rate(explanations: ExplanationFolder, subject: str, text: HeldOutText, seed: int) -> Iterator[dict[str, Any]]:
+    """What the rating page shows of some latents: contexts, and no word of whose they are."""
+    latents = chosen_latents(explanations, subject, seed)
+    for first in sorted({latent // LATENTS_AT_ONCE * LATENTS_AT_ONCE for latent in latents}):
+        table = _table(explanations, f"{subject}-examples-{first:07d}")
+        for latent, examples in _examples(table, text.tokens_XW.shape[1], latents).items():
+            yield {
+                "name": name_of(explanations, subject, latent),
+                "examples": [
+                    [kind, [text.spell(token) if token >= 0 else "" for token in text.tokens_XW[context].tolist()], places, values]
+                    for kind, context, places, values in examples
+                    if kind != "quiet"
+                ],
+            }
 
 
 def write_latents(writer: Writer, explanations: ExplanationFolder, spec: DictionarySpec, text: HeldOutText) -> list[int]:
@@ -160,8 +185,10 @@ def _pages(explanations: ExplanationFolder, first: int, last: int, text: HeldOut
         }
 
 
-def _examples(table: pa.Table, positions: int) -> dict[int, list[list[Any]]]:
+def _examples(table: pa.Table, positions: int, only: list[int] | None = None) -> dict[int, list[list[Any]]]:
     """Of each latent the contexts to be shown, from both halves of the text: kind, number, where it fires there, and how strongly."""
+    if only is not None:
+        table = table.filter(pc.is_in(table["latent"], pa.array(only, pa.int32())))
     latent_E, shown_E, kind_E, context_E = (table[name].to_numpy() for name in ("latent", "shown", "kind", "context"))
     f_EW = table["activations"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, positions)
     found: dict[int, list[list[Any]]] = defaultdict(list)

@@ -349,3 +349,38 @@ def test_what_looks_like_html_is_shown_as_the_text_that_it_is(report: Path, tmp_
         page.goto(f"file://{mine}/index.html#/d/{SITE}/width_64_l0_8")
         page.locator(".row").get_by_text(evil).first.wait_for()
         assert page.evaluate("window.evil") is None
+
+
+def test_people_rate_latents_without_knowing_whose_they_are_and_a_command_joins_their_answers(
+    report: Path, explained: Any, suite_file: Path, tmp_path: Path
+) -> None:
+    store, _ = explained
+    data = (report / "data/rating.js").read_text()
+    assert not [word for word in ("L01", "resid_post", "width", "topk", "control", "trained") if word in data]
+    rated = json.loads(data.removesuffix(");\n").partition(", ")[2])
+    files = []
+    for rater, answers in (("ann", "yyym"), ("bea", "yynm")):
+        with browsing(report, "rate") as page:
+            page.get_by_text(f"Latent 1 of {len(rated)}").wait_for()
+            for number, key in enumerate(answers, 2):
+                page.keyboard.press(key)
+                page.get_by_text(f"Latent {number} of").wait_for()
+            page.reload()
+            page.get_by_text(f"4 of {len(rated)} rated").wait_for()
+            page.get_by_role("heading", name="Latent 5 of").wait_for()
+            page.get_by_label("your name").fill(rater)
+            page.keyboard.press("Tab")
+            with page.expect_download() as download:
+                page.get_by_role("button", name="Save as a file").click()
+            files.append(tmp_path / f"{rater}.json")
+            download.value.save_as(files[-1])
+        assert json.loads(files[-1].read_text())["rater"] == rater
+    run = here("ratings", suite_file, *files, "--store", store)
+    assert run.returncode == 0, run.stderr
+    assert f"2 raters, 4 of {len(rated)} latents." in run.stdout
+    rows = [line.split() for line in run.stdout.splitlines() if line.startswith(SITE)]
+    assert sum(int(next(word for word in row if word.isdigit())) for row in rows) == 8, "answers"
+    (tmp_path / "other.json").write_text('{"ratings": {"0123": "yes"}}')
+    wrong = here("ratings", suite_file, tmp_path / "other.json", "--store", store)
+    assert wrong.returncode == 2
+    assert "rates 0123, which is not on this suite's page" in wrong.stderr

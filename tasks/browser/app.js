@@ -122,7 +122,8 @@ async function showSuite() {
     explained.length ? make("section", {}, make("h2", {}, "What latents mean"), make("p", { class: "quiet" }, suite.legend), make("div", { class: "scroll" }, make("table", {},
       make("thead", {}, make("tr", {}, ["dictionary", "explained", "simulation", "control", "detection", "control", "fuzzing", "control"].map((head) => make("th", {}, head)))),
       make("tbody", {}, explained.map((d) => make("tr", {}, make("td", {}, link(`d/${d.id}`, `${d.site} ${d.name}`)), make("td", {}, count(d.explained.trained.explained)),
-        ["pearson", "detection", "fuzzing"].flatMap((name) => [d.explained.trained, d.explained.control].map((subject) => make("td", {}, score(subject, name)))))))))) : null,
+        ["pearson", "detection", "fuzzing"].flatMap((name) => [d.explained.trained, d.explained.control].map((subject) => make("td", {}, score(subject, name))))))))),
+      make("p", {}, link("rate", "Rate latents"), " without knowing whose they are; jumpsuite ratings joins the answers.")) : null,
   ].filter(Boolean));
   place.replaceChildren(tiles(suite, choice.value));
   trail();
@@ -282,6 +283,47 @@ async function showLatent(id, latent) {
   trail([`d/${id}`, `${d.site} ${d.name}`], [`l/${id}/${latent}`, `latent ${latent}`]);
 }
 
+// The rating page: latents of all dictionaries and of random directions, in an order and under names that tell nothing.
+
+const ANSWERS = { y: "yes", m: "maybe", n: "no" };
+
+async function showRating() {
+  const suite = await load("suite"), items = await load("rating"), place = `jumpsuite-rating-${suite.name}`;
+  const kept = JSON.parse(localStorage.getItem(place) ?? '{"rater":"","ratings":{}}');
+  const keep = () => localStorage.setItem(place, JSON.stringify(kept));
+  const waiting = items.findIndex((item) => !(item.name in kept.ratings));
+  rating.at = rating.at ?? (waiting < 0 ? 0 : waiting);
+
+  function draw() {
+    const item = items[rating.at], given = kept.ratings[item.name], highest = Math.max(...item.examples.flatMap(([, , , values]) => values), 1e-9);
+    const text = (tokens) => ({ first: 0, tokens: [tokens] });
+    const shown = (kind) => item.examples.filter(([of]) => of === kind).map(([, tokens, places, values]) => example([kind, 0, places, values], text(tokens), highest));
+    main.replaceChildren(
+      make("h1", {}, `Latent ${rating.at + 1} of ${count(items.length)}`),
+      make("p", {}, "Do the marked tokens, in their contexts, have something in common that you could say in a sentence?"),
+      make("div", { class: "bar" }, Object.entries(ANSWERS).map(([key, answer]) => make("button", { type: "button", "aria-pressed": String(given === answer), onclick: () => rating.give(key) }, `${answer} `, make("kbd", {}, key)))),
+      make("h2", {}, "Where it is highest"), shown("top"), make("h2", {}, "Drawn at random from where it fires"), shown("sample"),
+      make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " the ones before and after"),
+      make("div", { class: "bar" }, make("span", { role: "status" }, `${count(items.filter((each) => each.name in kept.ratings).length)} of ${count(items.length)} rated, kept in this browser`),
+        make("label", {}, "your name ", make("input", { value: kept.rater, onchange: (event) => { kept.rater = event.target.value; keep(); } })),
+        make("button", { type: "button", onclick: save }, "Save as a file")));
+  }
+
+  function save() {
+    const data = new Blob([JSON.stringify({ suite: suite.name, rater: kept.rater, ratings: kept.ratings }, null, 1)], { type: "application/json" });
+    const file = make("a", { href: URL.createObjectURL(data), download: `rating-${suite.name}-${kept.rater || "anonymous"}.json` });
+    file.click();
+    URL.revokeObjectURL(file.href);
+  }
+
+  rating.go = (step) => { rating.at = Math.max(0, Math.min(items.length - 1, rating.at + step)); draw(); scrollTo(0, 0); };
+  rating.give = (key) => { kept.ratings[items[rating.at].name] = ANSWERS[key]; keep(); rating.go(1); };
+  draw();
+  trail(["rate", "rating"]);
+}
+
+const rating = {};
+
 // Where one is
 
 function trail(...steps) {
@@ -296,6 +338,7 @@ async function show() {
   try {
     if (kind === "d") await showDictionary(`${site}/${name}`);
     else if (kind === "l") await showLatent(`${site}/${name}`, Number(latent));
+    else if (kind === "rate") await showRating();
     else await showSuite();
     if (mine === turn && kind !== "d") scrollTo(0, 0);
   } catch (error) {
@@ -310,7 +353,10 @@ addEventListener("keydown", (event) => {
   if (event.key === "/" && document.querySelector("input[type=search]")) {
     document.querySelector("input[type=search]").focus();
     event.preventDefault();
-  } else if (kind === "l" && event.key === "Escape") location.hash = `#/d/${site}/${name}`;
+  } else if (kind === "rate" && rating.go && event.key in ANSWERS) rating.give(event.key);
+  else if (kind === "rate" && rating.go && event.key === "ArrowRight") rating.go(1);
+  else if (kind === "rate" && rating.go && event.key === "ArrowLeft") rating.go(-1);
+  else if (kind === "l" && event.key === "Escape") location.hash = `#/d/${site}/${name}`;
   else if (kind === "l" && event.key === "ArrowRight") location.hash = `#/l/${site}/${name}/${Number(latent) + 1}`;
   else if (kind === "l" && event.key === "ArrowLeft" && Number(latent) > 0) location.hash = `#/l/${site}/${name}/${Number(latent) - 1}`;
 });
