@@ -66,7 +66,8 @@ def joined(catalogue: Catalogue, files: dict[str, str]) -> str:
         by_owner[owners[name]] += answers
     lines: list[tuple[str, ...]] = [("dictionary", "latents of", "answers", "yes", "95%", "maybe", "no")]
     for dictionary, subject in dict.fromkeys(owners.values()):
-        if answers := by_owner.get((dictionary, subject)):
+        answers = by_owner[dictionary, subject]
+        if answers:
             yes, maybe, no = (answers.count(ANSWERS.index(answer)) for answer in ("yes", "maybe", "no"))
             low, high = wilson(yes, len(answers))
             shares = [f"{100 * times / len(answers):.0f}%" for times in (yes, maybe, no)]
