@@ -191,6 +191,13 @@ def test_numbers_of_another_form_are_no_answer(activations: object) -> None:
         read_numbers(json.dumps({"activations": activations}), PROMPT)
 
 
+def test_a_model_that_repeats_the_question_has_not_answered_it() -> None:
+    prompts = [to_explain([["a"]], np.ones((1, 1)), []), PROMPT, to_detect("x", [["a"]]), to_recognise("x", [["a"]], np.ones((1, 1), bool))]
+    for prompt in prompts:
+        with pytest.raises(Malformed):
+            read_explanation(prompt.system) if prompt is prompts[0] else read_numbers(prompt.system, prompt)
+
+
 @pytest.mark.parametrize("answer", ["", "[0, 3, 10]", "{", '{"active": [0, 3, 10]}', "{" * 100_000, '{"activations": ' + "[" * 100_000])
 def test_what_is_no_json_object_with_the_field_is_no_answer(answer: str) -> None:
     with pytest.raises(Malformed):
