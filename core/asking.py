@@ -45,12 +45,11 @@ class LanguageModel:
 
     def explain(self, contexts: Contexts) -> str | None:
         """What a latent means, by contexts in which it fires and some in which it does not."""
-        fires_N = contexts.fires
-        firing, quiet = self._pieces(contexts.tokens_NW[fires_N], contexts.is_text_NW[fires_N]), contexts.tokens_NW[~fires_N]
-        f_NW = contexts.activations_NW[fires_N]
-        strongest_first = np.argsort(-f_NW.max(axis=1, initial=0.0), kind="stable")
-        shown = [firing[number] for number in strongest_first]
-        return self.ask(to_explain(shown, f_NW[strongest_first], self._pieces(quiet, contexts.is_text_NW[~fires_N])), read_explanation)
+        pieces, peaks_N = self._pieces(contexts.tokens_NW, contexts.is_text_NW), contexts.activations_NW.max(axis=1)
+        strongest_first = np.argsort(-peaks_N, kind="stable")
+        firing, quiet = strongest_first[peaks_N[strongest_first] > 0], np.flatnonzero(peaks_N == 0)
+        prompt = to_explain([pieces[number] for number in firing], contexts.activations_NW[firing], [pieces[number] for number in quiet])
+        return self.ask(prompt, read_explanation)
 
     def judge(self, explanation: str) -> "AskedJudge":
         return AskedJudge(self.ask, self._pieces, explanation)

@@ -3,7 +3,6 @@
 Shapes, in suffixes: L latents, D dimensions of the activation, V tokens of the vocabulary, K kept of each.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from core.anatomy import Anatomy
 from core.site import Site
+from core.slices import slices
 
 COLUMNS_AT_ONCE = 16_384
 """Tokens, or latents, that all are compared with at a time."""
@@ -41,9 +41,9 @@ def nearest(W_dec: Tensor, latents: slice, k: int) -> Highest:
     """
     own = torch.arange(len(W_dec), device=W_dec.device)[latents]
     found = Highest(len(own), min(k, len(W_dec) - 1), W_dec.device)
-    for columns in _slices(len(W_dec)):
+    for columns in slices(len(W_dec), COLUMNS_AT_ONCE):
         cosines = W_dec[latents] @ W_dec[columns].T
-        numbers = torch.arange(columns.start, columns.start + cosines.shape[1], device=W_dec.device)
+        numbers = torch.arange(columns.start, columns.stop, device=W_dec.device)
         found.offer(cosines.masked_fill(own[:, None] == numbers, -2), columns.start)
     return found
 
@@ -65,7 +65,7 @@ def token_effects(anatomy: Anatomy, site: Site, directions_LD: Tensor, k: int) -
     mean_L = (x_LD @ W_VD.mean(0)).float()
     raised, lowered = (Highest(len(x_LD), k, x_LD.device) for _ in range(2))
     square_L = torch.zeros_like(mean_L)
-    for columns in _slices(len(W_VD)):
+    for columns in slices(len(W_VD), COLUMNS_AT_ONCE):
         effect_LV = (x_LD @ W_VD[columns].T).float() - mean_L[:, None]
         square_L += effect_LV.square().sum(1)
         raised.offer(effect_LV, columns.start)
@@ -74,7 +74,3 @@ def token_effects(anatomy: Anatomy, site: Site, directions_LD: Tensor, k: int) -
     for found in (raised, lowered):
         found.values_LK /= deviation_L[:, None]
     return raised, lowered
-
-
-def _slices(number: int) -> Iterator[slice]:
-    return (slice(first, min(first + COLUMNS_AT_ONCE, number)) for first in range(0, number, COLUMNS_AT_ONCE))

@@ -61,7 +61,7 @@ def to_explain(firing: Sequence[Pieces], activations_NW: npt.NDArray[Any], quiet
     strongest = activations_NW.max(initial=0.0)
     lines = []
     for number, (pieces, f_W) in enumerate(zip(firing, activations_NW, strict=True), 1):
-        strengths = [(piece, max(1, round(STRONGEST * f / strongest))) for piece, f in zip(pieces, f_W, strict=False) if f > 0]
+        strengths = [(piece, max(1, round(STRONGEST * f / strongest))) for piece, f in zip(pieces, f_W, strict=True) if f > 0]
         lines += [f"Excerpt {number}: {_quoted(_marked(pieces, f_W > 0))}", f"Active: {json.dumps(strengths, ensure_ascii=False)}"]
     lines += [f"Not active: {_quoted(''.join(pieces))}" for pieces in quiet]
     return Prompt(EXPLAIN, "\n".join(lines), 200, _object(explanation={"type": "string"}))
@@ -151,7 +151,7 @@ def _quoted(text: str) -> str:
 def _marked(pieces: Pieces, marked_W: npt.NDArray[Any]) -> str:
     """An excerpt with runs of marked tokens between << and >>."""
     text, inside = "", False
-    for piece, mark in zip(pieces, marked_W, strict=False):
+    for piece, mark in zip(pieces, marked_W, strict=True):
         text += ("<<" if mark and not inside else ">>" if inside and not mark else "") + piece
         inside = bool(mark)
     return text + (">>" if inside else "")

@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     on_suite("harvest", harvest, "Make the activations of a suite alone. Start it once on every GPU or machine: the runs share the work.")
     on_suite("status", status, "Show every site and dictionary: absent, running, failed or done, with its scores.")
     on_suite("explain", explain, "Say what latents mean, and score how far that predicts them. Does only what is missing.")
-    on_suite("report", report, "Show the table of what was measured, and draw the picture again.")
+    on_suite("report", report, "Show the table of what was measured, draw the picture again, and write pages to browse.")
     rated = on_suite("ratings", ratings, "Join what people rated on the report's rating page with whose latents those were.")
     rated.add_argument("files", metavar="FILE", nargs="+", help="files that the page saved, one a rater")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")

@@ -11,6 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.dictionaries import DictionaryFolder
+from storage.objects import Corrupt
+
+
+def part_name(subject: str, what: str, first: int) -> str:
+    """Of the table of what there is of a subject, from a latent on, or from an explanation."""
+    return f"{subject}-{what}-{first:07d}"
 
 
 class ExplanationFolder:
@@ -38,9 +44,20 @@ class ExplanationFolder:
             return None
         return pq.read_table(io.BytesIO(self._store.get_checked(f"{self.prefix}/{name}.parquet", record["sha256"])))
 
-    def names(self) -> list[str]:
-        """Of all parts, sorted."""
-        return [name for key in self._store.keys(self.prefix) if (name := key.rpartition("/")[2].removesuffix(".parquet")) + ".parquet" in key]
+    def need(self, name: str) -> pa.Table:
+        """A part that was made. Raises Corrupt when it is gone, or not what was written."""
+        table = self.table(name)
+        if table is None:
+            raise Corrupt(
+                f"{self._store.where(f'{self.prefix}/{name}.json')} is missing; expected what was written there; delete its folder and run again"
+            )
+        return table
+
+    def explained(self, subject: str) -> list[dict[str, Any]]:
+        """Every latent of a subject that was drawn, with what it was explained by and the scores. Raises Corrupt as `need` does."""
+        beginning, end = f"{self.prefix}/{subject}-explanations-", ".parquet"
+        keys = [key for key in self._store.keys(self.prefix) if key.startswith(beginning) and key.endswith(end)]
+        return [row for key in keys for row in self.need(key.rpartition("/")[2].removesuffix(end)).to_pylist()]
 
     def save_table(self, name: str, table: pa.Table) -> None:
         sink = io.BytesIO()

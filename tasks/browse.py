@@ -11,10 +11,8 @@ Data is loaded when it is looked at. It comes as scripts, for a page that is ope
 """
 
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.slices import slices
 from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
-from storage.explanations import ExplanationFolder
+from storage.explanations import ExplanationFolder, part_name
 from tasks.contexts import HeldOutText
 from tasks.evaluate import scorecards
 from tasks.explain import LATENTS_AT_ONCE, SCORES
@@ -33,8 +32,6 @@ from tasks.explained import legend
 from tasks.progress import Progress
 from tasks.provenance import code
 from tasks.rating import chosen_latents, name_of, save_owners
-
-log = logging.getLogger(__name__)
 
 PAGES = Path(__file__).parent / "browser"
 LATENTS_A_FILE = LATENTS_AT_ONCE
@@ -45,7 +42,7 @@ SHOWN = {"top": 10, "sample": 6, "quiet": 3}
 
 
 def write_pages(catalogue: Catalogue) -> str:
-    """Write the pages of the whole suite, and give where to begin. What is there of an earlier report stays where it is still the same."""
+    """Write the pages of the whole suite, and give where to begin."""
     whole = Catalogue(catalogue.suite, catalogue.store.address)
     writer = Writer(whole)
     scored = list(scorecards(whole))
@@ -141,24 +138,20 @@ def _to_rate(explanations: ExplanationFolder, subject: str, text: HeldOutText, s
     """What the rating page shows of some latents: contexts, and no word of whose they are."""
     latents = chosen_latents(explanations, subject, seed)
     for first in sorted({latent // LATENTS_AT_ONCE * LATENTS_AT_ONCE for latent in latents}):
-        table = _table(explanations, f"{subject}-examples-{first:07d}")
+        table = explanations.need(part_name(subject, "examples", first))
         for latent, examples in _examples(table, text.tokens_XW.shape[1], latents).items():
             yield {
                 "name": name_of(explanations, subject, latent),
-                "examples": [
-                    [kind, [text.spell(token) if token >= 0 else "" for token in text.tokens_XW[context].tolist()], places, values]
-                    for kind, context, places, values in examples
-                    if kind != "quiet"
-                ],
+                "examples": [[kind, text.pieces(context), places, values] for kind, context, places, values in examples if kind != "quiet"],
             }
 
 
 def write_latents(writer: Writer, explanations: ExplanationFolder, spec: DictionarySpec, text: HeldOutText) -> list[int]:
     """Write a dictionary's latents; gives how many explanations score from 0, 0.1, … up to 1."""
-    explained = pa.concat_tables(_parts(explanations, "trained-explanations")).to_pylist()
-    for first in range(0, spec.width, LATENTS_A_FILE):
-        last = min(first + LATENTS_A_FILE, spec.width)
-        frequency = _table(explanations, f"trained-latents-{first:07d}")["frequency"].to_numpy()
+    explained = explanations.explained("trained")
+    for some in slices(spec.width, LATENTS_A_FILE):
+        first, last = some.start, some.stop
+        frequency = explanations.need(part_name("trained", "latents", first))["frequency"].to_numpy()
         rows = [row for row in explained if first <= row["latent"] < last]
         listed = [[row["latent"], row["explanation"] or "unscored", *(_short(row[name]) for name in SCORES)] for row in rows]
         writer.data(f"{spec.site}/{spec.name}/latents-{first}", {"frequency": [float(f"{value:.3g}") for value in frequency], "explained": listed})
@@ -170,8 +163,8 @@ def write_latents(writer: Writer, explanations: ExplanationFolder, spec: Diction
 
 
 def _pages(explanations: ExplanationFolder, first: int, last: int, text: HeldOutText) -> Iterator[dict[str, Any]]:
-    examples = _examples(_table(explanations, f"trained-examples-{first:07d}"), text.tokens_XW.shape[1])
-    decoder = _table(explanations, f"trained-decoder-{first:07d}")
+    examples = _examples(explanations.need(part_name("trained", "examples", first)), text.tokens_XW.shape[1])
+    decoder = explanations.need(part_name("trained", "decoder", first))
     columns = {name: decoder[name].to_pylist() for name in decoder.column_names}
     for latent in range(first, last):
         own = {name: values[latent - first] for name, values in columns.items()}
@@ -213,20 +206,8 @@ def _rank(groups_E: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 def write_text(writer: Writer, text: HeldOutText) -> None:
     """Write the tokens of all contexts."""
-    spell = lru_cache(maxsize=None)(text.spell)
-    for first in range(0, len(text.tokens_XW), CONTEXTS_A_FILE):
-        contexts = text.tokens_XW[first : first + CONTEXTS_A_FILE].tolist()
-        writer.data(f"text/{first}", {"first": first, "tokens": [[spell(token) if token >= 0 else "" for token in tokens] for tokens in contexts]})
-
-
-def _parts(explanations: ExplanationFolder, name: str) -> list[pa.Table]:
-    return [_table(explanations, part) for part in explanations.names() if part.startswith(name)]
-
-
-def _table(explanations: ExplanationFolder, name: str) -> pa.Table:
-    table = explanations.table(name)
-    assert table is not None
-    return table
+    for some in slices(len(text.tokens_XW), CONTEXTS_A_FILE):
+        writer.data(f"text/{some.start}", {"first": some.start, "tokens": [text.pieces(context) for context in range(some.start, some.stop)]})
 
 
 def _short(value: float | None) -> float | None:

@@ -1,8 +1,7 @@
 """Contexts: the held-out text of a site, cut into pieces of some neighbouring tokens, with the site's activations there."""
 
-from collections.abc import Iterator
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +49,15 @@ class HeldOutText:
     def num_rows(self) -> int:
         return int(self.is_text_XW.sum())
 
-    def spell(self, token: int) -> str:
-        """A token's text."""
-        return str(self._tokenizer.decode([token]))
-
     @cached_property
-    def _tokenizer(self) -> Any:
-        return self._source.load_tokenizer()
+    def spell(self) -> Callable[[int], str]:
+        """Gives a token's text."""
+        tokenizer = self._source.load_tokenizer()
+        return lru_cache(maxsize=None)(lambda token: str(tokenizer.decode([token])))
+
+    def pieces(self, context: int) -> list[str]:
+        """The texts of a context's tokens; nothing where its sequence has ended."""
+        return ["" if token == NO_TOKEN else self.spell(token) for token in self.tokens_XW[context].tolist()]
 
     def is_shown(self, contexts: Tensor) -> Tensor:
         """Which contexts are shown to who explains: those of every other sequence. In the others explanations are put to the test."""

@@ -7,6 +7,7 @@ to who explains, in the other the explanation is put to the test.
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -22,14 +23,15 @@ from core.decoder import nearest, token_effects
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.examples import Examples, Number
-from core.interpretability import BySimulation, Contexts, Judge, examine, interval
+from core.interpretability import BySimulation, Contexts, Judge, Scores, examine, interval
 from core.random_directions import random_directions
 from core.site import Site
+from core.slices import slices
 from core.spec import DictionarySpec
 from core.suite import Explanations
 from core.token_rules import explain
 from storage.catalogue import Catalogue
-from storage.explanations import ExplanationFolder
+from storage.explanations import ExplanationFolder, part_name
 from storage.objects import Corrupt
 from tasks.asking import Asker
 from tasks.contexts import HeldOutText
@@ -49,7 +51,7 @@ NEAREST, TOKENS = 8, 10
 """Other latents, and tokens raised and lowered, that are noted of each latent."""
 WELL_SIMULATED = 0.9
 """Pearson correlation from which arXiv:2407.14435 (section 5.3) takes a latent for well simulated."""
-SCORES = ("pearson", "spearman", "detection", "fuzzing")
+SCORES = tuple(field.name for field in fields(Scores))
 
 
 @task(task_run_name="explain {site}", cache_policy=NO_CACHE)
@@ -88,8 +90,8 @@ def _explain_dictionary(catalogue: Catalogue, spec: DictionarySpec, asker: Asker
 
 def _look_at_decoder(catalogue: Catalogue, spec: DictionarySpec, dictionary: Dictionary, explanations: ExplanationFolder) -> None:
     """Leave what the decoder tells of every latent: the nearest other ones, and the tokens that it makes likelier or less likely."""
-    parts = [slice(first, min(first + LATENTS_AT_ONCE, spec.width)) for first in range(0, spec.width, LATENTS_AT_ONCE)]
-    waiting = [part for part in parts if _intact(partial(explanations.table, f"trained-decoder-{part.start:07d}")) is None]
+    parts = slices(spec.width, LATENTS_AT_ONCE)
+    waiting = [part for part in parts if _intact(partial(explanations.table, part_name("trained", "decoder", part.start))) is None]
     if not waiting:
         return
     with borrowed_anatomy(catalogue) as anatomy, Progress(f"decoder {spec}", sum(part.stop - part.start for part in waiting), "latents") as progress:
@@ -105,7 +107,7 @@ def _look_at_decoder(catalogue: Catalogue, spec: DictionarySpec, dictionary: Dic
                 "lowered_by": -lowered.values_LK,
             }
             explanations.save_table(
-                f"trained-decoder-{latents.start:07d}", pa.table({name: list(column.cpu().numpy()) for name, column in columns.items()})
+                part_name("trained", "decoder", latents.start), pa.table({name: list(column.cpu().numpy()) for name, column in columns.items()})
             )
             progress.advance(latents.stop - latents.start)
 
@@ -148,7 +150,7 @@ class Subject:
         tables = []
         with Progress(f"explain {title}", len(chosen), "latents") as progress:
             for begin in range(0, len(chosen), EXPLAINED_AT_ONCE):
-                name, latents = f"{self._name}-explanations-{begin:07d}", chosen[begin : begin + EXPLAINED_AT_ONCE]
+                name, latents = part_name(self._name, "explanations", begin), chosen[begin : begin + EXPLAINED_AT_ONCE]
                 table = self._table(name)
                 if table is None:
                     table = pa.Table.from_pylist(list(self._beside_each_other(latents)), SCHEMA)
@@ -161,18 +163,18 @@ class Subject:
     # Examples
 
     @property
-    def _firsts(self) -> range:
-        return range(0, len(self._dictionary.b_enc), LATENTS_AT_ONCE)
+    def _parts(self) -> list[slice]:
+        return slices(len(self._dictionary.b_enc), LATENTS_AT_ONCE)
 
     def _collect(self, title: str) -> None:
-        waiting = [first for first in self._firsts if self._table(f"{self._name}-examples-{first:07d}") is None]
+        waiting = [part for part in self._parts if self._table(part_name(self._name, "examples", part.start)) is None]
         with Progress(f"examples {title}", self._text.num_rows * len(waiting), "rows") as progress:
-            for first in waiting:
-                self._collect_some(first, progress)
+            for latents in waiting:
+                self._collect_some(latents, progress)
 
-    def _collect_some(self, first: int, progress: Progress) -> None:
+    def _collect_some(self, latents: slice, progress: Progress) -> None:
         """Go through the text for some latents."""
-        latents = slice(first, min(first + LATENTS_AT_ONCE, len(self._dictionary.b_enc)))
+        first = latents.start
         number, W = Number(self._settings.top, self._settings.sample, self._settings.quiet), self._text.tokens_XW.shape[1]
         halves = {
             shown: Examples(latents.stop - first, W, number, first_latent=first, seed=self._settings.seed, device=self._dictionary.b_enc.device)
@@ -192,13 +194,12 @@ class Subject:
         assert isinstance(fired, Tensor)
         frequency = (fired.double() / self._text.num_rows).cpu().numpy()
         self._folder.save_table(
-            f"{self._name}-latents-{first:07d}", pa.table({"latent": np.arange(first, latents.stop, dtype=np.int32), "frequency": frequency})
+            part_name(self._name, "latents", first), pa.table({"latent": np.arange(first, latents.stop, dtype=np.int32), "frequency": frequency})
         )
-        self._folder.save_table(f"{self._name}-examples-{first:07d}", pa.concat_tables(list(_tables(halves, first))))
+        self._folder.save_table(part_name(self._name, "examples", first), pa.concat_tables(list(_tables(halves, first))))
 
     def _load_examples(self, first: int) -> dict[str, Any]:
-        table = self._folder.table(f"{self._name}-examples-{first:07d}")
-        assert table is not None
+        table = self._folder.need(part_name(self._name, "examples", first))
         W = self._text.tokens_XW.shape[1]
         columns = {name: table[name].to_numpy() for name in ("latent", "shown", "kind", "context")}
         return columns | {"activations": table["activations"].combine_chunks().values.to_numpy(zero_copy_only=False).reshape(-1, W)}
@@ -206,8 +207,8 @@ class Subject:
     def _able(self) -> npt.NDArray[np.int64]:
         """The latents that fire in enough contexts of both halves."""
         enough, width = [], len(self._dictionary.b_enc)
-        for first in self._firsts:
-            examples = self._examples(first)
+        for latents in self._parts:
+            examples = self._examples(latents.start)
             sampled = examples["kind"] == "sample"
             counts = [np.bincount(examples["latent"][sampled & (examples["shown"] == shown)], minlength=width) for shown in (True, False)]
             enough.append(np.flatnonzero(np.minimum(*counts) >= self._settings.least_contexts))

@@ -57,10 +57,9 @@ def _score(subject: dict[str, Any] | None, name: str, with_interval: bool = Fals
 def examples(catalogue: Catalogue) -> str:
     """A few explanations of each dictionary; not the best ones."""
     lines = []
-    for spec, summary in _summaries(catalogue):
-        lines.append(f"{spec}")
-        explained = catalogue.explanations(spec).table(f"trained-explanations-{0:07d}") if summary["trained"]["explained"] else None
-        rows = explained.to_pylist() if explained else []
+    for spec, _ in _summaries(catalogue):
+        lines.append(str(spec))
+        rows = [row for row in catalogue.explanations(spec).explained("trained") if row["explanation"]]
         for row in rows[:: max(1, len(rows) // EXAMPLES)][:EXAMPLES]:
             said = row["explanation"] if len(row["explanation"]) <= 120 else f"{row['explanation'][:119]}…"
             score = "–" if row["pearson"] is None else f"{row['pearson']:.2f}"

@@ -23,8 +23,7 @@ RATED = 20
 
 def chosen_latents(explanations: ExplanationFolder, subject: str, seed: int) -> list[int]:
     """Some of the latents that were drawn to be explained."""
-    names = [name for name in explanations.names() if name.startswith(f"{subject}-explanations")]
-    latents = [latent for name in names if (table := explanations.table(name)) is not None for latent in table["latent"].to_pylist()]
+    latents = [row["latent"] for row in explanations.explained(subject)]
     return sorted(np.random.default_rng(seed).permutation(latents)[:RATED].tolist())
 
 

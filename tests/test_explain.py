@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 import zarr
-from chat_server import ChatServer
+from chat_server import ChatServer, reader
 from command import environment, here, results, write_suite
 from conftest import tiny_fields
 from transformers import AutoTokenizer
@@ -161,16 +161,30 @@ def copy_of_trained(store: Path, where: Path) -> Path:
     return mine
 
 
-def test_a_part_that_was_damaged_is_made_again(explained: Any, suite_file: Path, tmp_path: Path) -> None:
-    store, _ = explained
-    mine = copy_of_trained(store, tmp_path)
+def copy_of_explained(store: Path, where: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """The store with its explanations changed.
+
+    Args:
+        change: from a file's name and bytes to what is in its place, or nothing.
+    """
+    mine = copy_of_trained(store, where)
     for name, data in explanations(store).items():
         path = mine / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name == "trained-examples-0000000.parquet":
-            data = data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
-        if path.name != "summary.json":
-            path.write_bytes(data)
+        if (changed := change(path.name, data)) is not None:
+            path.write_bytes(changed)
+    return mine
+
+
+def test_a_part_that_was_damaged_is_made_again(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+
+    def change(name: str, data: bytes) -> bytes | None:
+        if name == "trained-examples-0000000.parquet":
+            return data[:-40] + bytes([data[-40] ^ 1]) + data[-39:]
+        return None if name == "summary.json" else data
+
+    mine = copy_of_explained(store, tmp_path, change)
     run = here("explain", suite_file, "--store", mine)
     assert run.returncode == 0, run.stderr
     assert run.stderr.count("it is made again") == 2
@@ -179,15 +193,33 @@ def test_a_part_that_was_damaged_is_made_again(explained: Any, suite_file: Path,
 
 def test_a_finished_part_that_was_damaged_is_named(explained: Any, suite_file: Path, tmp_path: Path) -> None:
     store, _ = explained
-    mine = copy_of_trained(store, tmp_path)
-    for name, data in explanations(store).items():
-        path = mine / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data[:-1] if path.name == "trained-explanations-0000000.parquet" else data)
+    mine = copy_of_explained(store, tmp_path, lambda name, data: data[:-1] if name == "trained-explanations-0000000.parquet" else data)
     run = here("explain", suite_file, "--store", mine)
     assert run.returncode == 1
     assert "trained-explanations-0000000.parquet was changed since it was written" in run.stderr
     assert "delete its folder and run again" in run.stderr
+
+
+def test_a_finished_part_that_is_gone_is_named_by_the_report(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine = copy_of_explained(store, tmp_path, lambda name, data: None if name == "trained-decoder-0000000.json" else data)
+    (mine / "tiny").unlink()  # or the report would be written into the one that is shared
+    run = here("report", suite_file, "--store", mine)
+    assert run.returncode == 1
+    assert "trained-decoder-0000000.json is missing" in run.stderr
+    assert "delete its folder and run again" in run.stderr
+
+
+def test_a_dictionary_none_of_whose_latents_fires_often_enough_is_reported_without_explanations(
+    explained: Any, suite_file: Path, tmp_path: Path
+) -> None:
+    mine = copy_of_trained(explained[0], tmp_path)
+    (mine / "tiny").unlink()
+    rare = ["--store", mine, "--set", "explanations.sample=5000", "--set", "explanations.least_contexts=5000"]
+    run = here("explain", suite_file, *rare)
+    assert run.returncode == 0, run.stderr
+    assert "0 of 0" in run.stdout
+    assert here("report", suite_file, *rare).returncode == 0
 
 
 def test_a_dictionary_that_is_not_trained_is_named_and_the_others_are_explained(explained: Any, suite_file: Path, tmp_path: Path) -> None:
@@ -244,6 +276,28 @@ def test_fewer_contexts_than_a_latent_is_to_fire_in_are_refused(suite_file: Path
     run = here("explain", suite_file, "--store", tmp_path, "--set", "explanations.least_contexts=50")
     assert run.returncode == 2
     assert "explanations.least_contexts is 50" in run.stderr
+
+
+def test_latents_whose_explanation_was_malformed_are_left_unscored_beside_the_others(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    explanations_asked = itertools.count()
+
+    def now_and_then(task: str, said: str) -> str:
+        return "no" if task == "explain" and next(explanations_asked) % 4 < 2 else reader(task, said)
+
+    server = ChatServer(now_and_then)
+    server.start()
+    mine = copy_of_trained(explained[0], tmp_path)
+    (mine / "tiny").unlink()
+    endpoint = f"{{address: {server.address}, model: reader, contexts: 4, max_tokens: 1_000_000, at_once: 1}}"
+    asked = ["--store", mine, "--set", f"explanations.endpoint={endpoint}", "--set", "explanations.latents=4", "--set", "explanations.control=false"]
+    run = here("explain", suite_file, *asked)
+    server.stop()
+    assert run.returncode == 0, run.stderr
+    rows = table(mine, "width_64_l0_8", "trained-explanations-0000000")
+    assert any(row["explanation"] is None for row in rows)
+    assert any(row["explanation"] for row in rows)
+    assert all(row["pearson"] is None for row in rows if row["explanation"] is None)
+    assert here("report", suite_file, *asked).returncode == 0
 
 
 def test_explaining_leaves_what_a_run_made_as_it_was(explained: Any, suite_file: Path, tmp_path: Path) -> None:

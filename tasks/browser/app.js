@@ -331,22 +331,22 @@ function trail(...steps) {
   document.title = [...steps.map(([, words]) => words).reverse(), "Jumpsuite"].join(" · ");
 }
 
-let turn = 0;
-
 async function show() {
-  const mine = ++turn, [kind, site, name, latent] = location.hash.slice(2).split("/").map(decodeURIComponent);
+  const [kind, site, name, latent] = location.hash.slice(2).split("/").map(decodeURIComponent);
   try {
     if (kind === "d") await showDictionary(`${site}/${name}`);
     else if (kind === "l") await showLatent(`${site}/${name}`, Number(latent));
     else if (kind === "rate") await showRating();
     else await showSuite();
-    if (mine === turn && kind !== "d") scrollTo(0, 0);
+    if (kind !== "d") scrollTo(0, 0);
   } catch (error) {
     main.replaceChildren(make("h1", {}, "Not here"), make("p", {}, error.message), make("p", {}, link("", "to the suite")));
   }
 }
 
-addEventListener("hashchange", show);
+// One after another: a place that takes long to load must not be drawn over the one that was gone to since.
+let drawn = show();
+addEventListener("hashchange", () => { drawn = drawn.then(show); });
 addEventListener("keydown", (event) => {
   if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   const [kind, site, name, latent] = location.hash.slice(2).split("/");
@@ -361,4 +361,3 @@ addEventListener("keydown", (event) => {
   else if (kind === "l" && event.key === "ArrowLeft" && Number(latent) > 0) location.hash = `#/l/${site}/${name}/${Number(latent) - 1}`;
 });
 load("suite").then((suite) => { document.getElementById("home").textContent = suite.name; document.getElementById("footer").textContent = suite.made; });
-show();

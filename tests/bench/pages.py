@@ -55,7 +55,8 @@ def made_up(folder: Path, latents: int) -> str:
         said = [f"on {WORDS[t]!r} (+12); within 8 tokens after {WORDS[u]!r} (+3.4)" for t, u in token[:, :2]]
         rows = [{"latent": int(n), "explanation": text} | dict.fromkeys(SCORES, float(chance.random())) for n, text in zip(some, said, strict=True)]
         explanations.save_table(f"trained-explanations-{first:07d}", pa.Table.from_pylist(rows, SCHEMA))
-    text: Any = SimpleNamespace(tokens_XW=chance.integers(VOCABULARY, size=(CONTEXTS, W)), spell=WORDS.__getitem__)
+    tokens = chance.integers(VOCABULARY, size=(CONTEXTS, W))
+    text: Any = SimpleNamespace(tokens_XW=tokens, spell=WORDS.__getitem__, pieces=lambda context: [WORDS[token] for token in tokens[context]])
     card = {"l0": 50.0, "fvu": 0.1, "dead": 0.0, "frequency_histogram": {"log10_edges": [-2, -1, 0], "latents": [1, 2]}}
     card["loss"] = {"delta": 0.1, "delta_standard_error": 0.01, "delta_mean": 1.0, "delta_zero": 2.0}
     scores = {"trained": {"explained": latents} | {name: {"mean": 0.5, "low": 0.4, "high": 0.6} for name in SCORES}}
