@@ -335,6 +335,7 @@ def browsing(report: Path, place: str = "", **how: Any) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(f"file://{report}/index.html#/{place}")
         yield page
+        assert "[object" not in page.inner_text("main"), "what was to be drawn is not spelt out"
         chromium.close()
     assert not complaints
     assert all(url.startswith(f"file://{report}/") for url in asked)
@@ -416,6 +417,7 @@ def test_people_rate_latents_without_knowing_whose_they_are_and_a_command_joins_
     for rater, answers in (("ann", "yyym"), ("bea", "yynm")):
         with browsing(report, "rate") as page:
             page.get_by_text(f"Latent 1 of {len(rated)}").wait_for()
+            assert page.locator(".example").count() == len(rated[0]["examples"])
             for number, key in enumerate(answers, 2):
                 page.keyboard.press(key)
                 page.get_by_text(f"Latent {number} of").wait_for()

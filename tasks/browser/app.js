@@ -32,6 +32,10 @@ function make(tag, attributes = {}, ...children) {
   return node;
 }
 
+function paint(...nodes) {
+  main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
+}
+
 const digits = (value, number = 3) => (value === null || value === undefined ? "–" : value.toFixed(number));
 const share = (value) => (value === null || value === undefined ? "–" : value === 0 ? "0" : value < 1e-3 ? value.toExponential(1) : `${(100 * value).toPrecision(3)}%`);
 const count = (value) => value.toLocaleString("en");
@@ -110,7 +114,7 @@ async function showSuite() {
     Object.entries(METRICS).filter(([, [, of]]) => suite.dictionaries.some((d) => of(d) !== null)).map(([name, [words]]) => make("option", { value: name }, words)));
   const explained = suite.dictionaries.filter((d) => d.explained);
   const score = (subject, name) => (subject?.[name] ? digits(subject[name].mean, 2) : "–");
-  main.replaceChildren(...[
+  paint(
     make("h1", {}, suite.title),
     make("p", { class: "quiet" }, `${count(suite.dictionaries.length)} of ${count(suite.total)} dictionaries on ${suite.model} are trained and scored.`),
     suite.failures.length ? make("section", {}, make("h2", {}, "Failed"), make("ul", {}, suite.failures.map((line) => make("li", {}, line)))) : null,
@@ -124,7 +128,7 @@ async function showSuite() {
       make("tbody", {}, explained.map((d) => make("tr", {}, make("td", {}, link(`d/${d.id}`, `${d.site} ${d.name}`)), make("td", {}, count(d.explained.trained.explained)),
         ["pearson", "detection", "fuzzing"].flatMap((name) => [d.explained.trained, d.explained.control].map((subject) => make("td", {}, score(subject, name))))))))),
       make("p", {}, link("rate", "Rate latents"), " without knowing whose they are; jumpsuite ratings joins the answers.")) : null,
-  ].filter(Boolean));
+  );
   place.replaceChildren(tiles(suite, choice.value));
   trail();
 }
@@ -227,7 +231,7 @@ async function showDictionary(id) {
   const suite = await load("suite"), d = suite.dictionaries.find((each) => each.id === id);
   if (!d) throw new Error(`${id} is not in this report`);
   const section = make("section", {}, make("p", { class: "quiet" }, d.explained ? "Loading its latents …" : "Its latents are not explained yet: run jumpsuite explain, then jumpsuite report."));
-  main.replaceChildren(
+  paint(
     make("h1", {}, `${d.site} ${d.name}`),
     numbers([["latents", count(d.width)], ["L0, active latents a token", digits(d.l0, 1)], ["fraction of variance unexplained", digits(d.fvu)],
       ["delta loss, nats a token", digits(d.delta) + (d.delta_se === null ? "" : ` ± ${digits(d.delta_se)}`)], ["with the site's mean in its place", digits(d.mean, 2)],
@@ -266,7 +270,7 @@ async function showLatent(id, latent) {
   const part = (title, nodes) => (nodes.length ? make("section", {}, make("h2", {}, title), nodes) : null);
   const tokens = (pairs) => make("p", {}, pairs.map(([token, value]) => [make("span", { class: "token", title: value.toFixed(1) }, token), " "]));
   const score = (i) => digits(row.scores?.[i] ?? null, 2);
-  main.replaceChildren(...[
+  paint(
     make("h1", {}, `Latent ${latent}`),
     make("p", { class: "said" }, row.text || (row.frequency ? "not explained: not among the latents that were drawn" : "fires nowhere in this text")),
     numbers([["fires on", share(row.frequency)], row.scores && ["simulation", score(0)], row.scores && ["rank correlation", score(1)], row.scores && ["detection", score(2)], row.scores && ["fuzzing", score(3)]]),
@@ -279,7 +283,7 @@ async function showLatent(id, latent) {
     page.nearest.length ? make("section", {}, make("h2", {}, "Nearest latents, by the cosine of their decoder directions"), make("div", { class: "scroll" }, make("table", {}, make("tbody", {},
       page.nearest.map(([other, cosine]) => make("tr", {}, make("td", {}, link(`l/${id}/${other}`, String(other))), make("td", {}, digits(cosine, 2)), make("td", { style: "text-align:left" }, all[other].text))))))) : null,
     make("p", { class: "keys" }, make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " the latents beside it  ", make("kbd", {}, "Esc"), " back to all"),
-  ].filter(Boolean));
+  );
   trail([`d/${id}`, `${d.site} ${d.name}`], [`l/${id}/${latent}`, `latent ${latent}`]);
 }
 
@@ -298,7 +302,7 @@ async function showRating() {
     const item = items[rating.at], given = kept.ratings[item.name], highest = Math.max(...item.examples.flatMap(([, , , values]) => values), 1e-9);
     const text = (tokens) => ({ first: 0, tokens: [tokens] });
     const shown = (kind) => item.examples.filter(([of]) => of === kind).map(([, tokens, places, values]) => example([kind, 0, places, values], text(tokens), highest));
-    main.replaceChildren(
+    paint(
       make("h1", {}, `Latent ${rating.at + 1} of ${count(items.length)}`),
       make("p", {}, "Do the marked tokens, in their contexts, have something in common that you could say in a sentence?"),
       make("div", { class: "bar" }, Object.entries(ANSWERS).map(([key, answer]) => make("button", { type: "button", "aria-pressed": String(given === answer), onclick: () => rating.give(key) }, `${answer} `, make("kbd", {}, key)))),
@@ -340,7 +344,7 @@ async function show() {
     else await showSuite();
     if (kind !== "d") scrollTo(0, 0);
   } catch (error) {
-    main.replaceChildren(make("h1", {}, "Not here"), make("p", {}, error.message), make("p", {}, link("", "to the suite")));
+    paint(make("h1", {}, "Not here"), make("p", {}, error.message), make("p", {}, link("", "to the suite")));
   }
 }
 
