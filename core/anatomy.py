@@ -61,6 +61,16 @@ class Anatomy:
         """Through which the last block's output goes to the unembedding."""
         return _first(self.trunk, FINAL_NORM, type(self.model).__name__)
 
+    @property
+    def unembedding(self) -> nn.Linear:
+        """From the final norm's output to logits."""
+        return cast("nn.Linear", cast("Any", self.model).get_output_embeddings())
+
+    @property
+    def softcap(self) -> float | None:
+        """Logits z become softcap * tanh(z / softcap), where a model has one."""
+        return getattr(cast("Any", self.model).config.get_text_config(), "final_logit_softcapping", None)
+
     def place(self, site: Site) -> Place:
         block, name = self.blocks[site.layer], f"{type(self.model).__name__} block {site.layer}"
         if site.kind == "attn_z":

@@ -3,8 +3,6 @@
 Shapes, in suffixes: L latents, D dimensions of the activation, V tokens of the vocabulary, K kept of each.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -55,8 +53,7 @@ def token_effects(anatomy: Anatomy, site: Site, directions_LD: Tensor, k: int) -
     Through the attention's output projection where the site is before it, the final norm, the unembedding. A logit is given less the mean over the
     vocabulary, in units of their standard deviation: what the final norm makes of a single direction has no other scale.
     """
-    model: Any = anatomy.model
-    W_VD = model.get_output_embeddings().weight
+    W_VD = anatomy.unembedding.weight
     x_LD = directions_LD.to(W_VD.dtype)
     if site.kind == "attn_z":
         projection = anatomy.place(site).module

@@ -51,11 +51,15 @@ class Dictionary:
         """The reconstruction, B x D, in raw units."""
         return f_BL @ self.W_dec + self.b_dec
 
+    def reconstruct(self, x_BD: Tensor) -> Tensor:
+        """What stands in for activations, B x D, raw."""
+        return self.decode(self.encode(x_BD))
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TENSORS}
 
-    def to(self, device: torch.device) -> "Dictionary":
-        return Dictionary(**{name: tensor.to(device) for name, tensor in self.tensors().items()}, k=self.k)
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
+        return Dictionary(**{name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}, k=self.k)
 
 
 def keep_largest(z_BL: Tensor, k: int) -> Tensor:

@@ -1,106 +1,116 @@
-"""Fidelity: how well a dictionary stands in for its site. Definitions of Gemma Scope (arXiv:2408.05147, section 4.1).
+"""Fidelity: how well a dictionary reconstructs the rows of its site. Definitions of Gemma Scope (arXiv:2408.05147, section 4.1), unless said.
 
 B rows, D dimensions, L latents.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.anatomy import Anatomy
 from core.dictionary import Dictionary
-from core.site import Site
-from core.statistics import Moments
 
 FREQUENCY_EDGES = tuple(-5 + 0.5 * i for i in range(11))
 """Bins of the firing-frequency histogram, in log10; rarer latents that fired count in the first."""
 
+PerRow = npt.NDArray[np.float32]
+
 
 @dataclass(frozen=True)
 class RowFidelity:
-    """What rows alone tell."""
+    """What rows alone tell: of each row, so that they can be summed by sequence and by position, and of all."""
 
-    rows: int
-    l0: float
-    """Mean number of active latents."""
-    fvu: float
-    """Fraction of variance unexplained: squared error over that of always predicting the mean of the same rows."""
-    frequencies: Tensor
-    """L: share of rows on which each latent fires."""
+    l0_B: PerRow
+    """Active latents."""
+    error_B: PerRow
+    """||x_hat - x||^2."""
+    deviation_B: PerRow
+    """||x - mean||^2: the error of always predicting the mean."""
+    square_B: PerRow
+    """||x||^2."""
+    square_out_B: PerRow
+    """||x_hat||^2."""
+    product_B: PerRow
+    """x . x_hat."""
+    frequencies_L: Tensor
+    """Share of rows on which each latent fires, float64."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.l0_B)
+
+    @property
+    def l0(self) -> float:
+        """Mean number of active latents."""
+        return _sum(self.l0_B) / self.rows
+
+    @property
+    def fvu(self) -> float:
+        """Fraction of variance unexplained: squared error over that of always predicting the mean."""
+        return _sum(self.error_B) / _sum(self.deviation_B)
+
+    @property
+    def cosine(self) -> float:
+        """Mean cosine of a row and its reconstruction."""
+        return float((self.product_B / np.sqrt(self.square_B * self.square_out_B).clip(_TINY)).mean(dtype=np.float64))
+
+    @property
+    def relative_norm(self) -> float:
+        """Mean of ||x_hat|| / ||x||: below one, the reconstruction shrinks."""
+        return float(np.sqrt(self.square_out_B / self.square_B.clip(_TINY)).mean(dtype=np.float64))
+
+    @property
+    def relative_bias(self) -> float:
+        """E||x_hat||^2 / E[x . x_hat]: one where no scaling of the reconstruction would be better (arXiv:2404.16014, Eq. 10)."""
+        return _sum(self.square_out_B) / _sum(self.product_B)
 
     @property
     def dead(self) -> float:
         """Share of latents that fired on none of the rows."""
-        return float((self.frequencies == 0).double().mean())
+        return float((self.frequencies_L == 0).double().mean())
+
+    def dense(self, frequency: float) -> float:
+        """Share of latents that fire on more than that share of the rows."""
+        return float((self.frequencies_L > frequency).double().mean())
 
     def frequency_histogram(self) -> list[int]:
         """Latents in each bin of FREQUENCY_EDGES; dead ones in none."""
-        fired = self.frequencies[self.frequencies > 0].log10().clamp(min=FREQUENCY_EDGES[0]).double().numpy()
+        fired = self.frequencies_L[self.frequencies_L > 0].log10().clamp(min=FREQUENCY_EDGES[0]).double().numpy()
         return [int(count) for count in np.histogram(fired, FREQUENCY_EDGES)[0]]
 
 
+_TINY = np.float32(1e-30)
+
+
+def _sum(values_B: PerRow) -> float:
+    return float(values_B.sum(dtype=np.float64))
+
+
 @torch.no_grad()
-def row_fidelity(dictionary: Dictionary, rows: Iterable[Tensor]) -> RowFidelity:
-    """Score a dictionary on raw activations, given as batches B x D."""
-    squared_error, fired_L = 0.0, torch.zeros(len(dictionary.b_enc), dtype=torch.float64)
-    moments: Moments | None = None
+def row_fidelity(dictionary: Dictionary, rows: Iterable[Tensor], mean: npt.NDArray[Any]) -> RowFidelity:
+    """Score a dictionary on raw activations, in the dictionary's type.
+
+    Args:
+        rows: batches B x D, at least one. mean: D, of the same rows: what FVU compares with.
+    """
+    device, dtype = dictionary.b_dec.device, dictionary.b_dec.dtype
+    mean_D, fired_L = torch.from_numpy(mean).to(device).float(), torch.zeros(len(dictionary.b_enc), dtype=torch.float64)
+    measured = []
     for batch in rows:
-        x_BD = batch.to(dictionary.b_dec.device).float()
-        f_BL = dictionary.encode(x_BD)
-        squared_error += float((dictionary.decode(f_BL) - x_BD).double().square().sum())
-        fired_L += (f_BL > 0).sum(0).cpu()
-        moments = Moments.of(x_BD) if moments is None else moments + Moments.of(x_BD)
-    assert moments is not None
-    return RowFidelity(
-        rows=moments.rows,
-        l0=float(fired_L.sum()) / moments.rows,
-        fvu=squared_error / (moments.rows * moments.variance),
-        frequencies=fired_L / moments.rows,
-    )
+        x_BD = batch.to(device)
+        f_BL = dictionary.encode(x_BD.to(dtype))
+        out_BD, x_BD = dictionary.decode(f_BL).float(), x_BD.float()
+        fired_BL = f_BL > 0
+        fired_L += fired_BL.sum(0).cpu()
+        each = (fired_BL.sum(1), _square(out_BD - x_BD), _square(x_BD - mean_D), _square(x_BD), _square(out_BD), (x_BD * out_BD).sum(1))
+        measured.append(torch.stack([values.float() for values in each]).cpu())
+    l0_B, error_B, deviation_B, square_B, square_out_B, product_B = torch.cat(measured, 1).numpy()
+    return RowFidelity(l0_B, error_B, deviation_B, square_B, square_out_B, product_B, fired_L / len(l0_B))
 
 
-@torch.inference_mode()
-def language_model_loss(anatomy: Anatomy, tokens: Tensor, scored: Tensor, logits_at_once: int = 256) -> Tensor:
-    """Mean next-token cross-entropy of each sequence, in nats.
-
-    Args:
-        tokens: sequences x context. scored: the same shape; whether the token at a position is one whose prediction counts.
-        logits_at_once: positions whose logits are held at a time; vocabularies are too large for all of them.
-    """
-    model: Any = anatomy.model
-    hidden = anatomy.trunk(tokens, use_cache=False).last_hidden_state[:, :-1]
-    targets, counts = tokens[:, 1:], scored[:, 1:]
-    head, softcap = model.get_output_embeddings(), getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    losses = []
-    for h, target, count in zip(hidden, targets, counts, strict=True):
-        total = torch.zeros((), dtype=torch.float64)
-        for h_slice, target_slice in zip(h[count].split(logits_at_once), target[count].split(logits_at_once), strict=True):
-            logits = head(h_slice).float()
-            if softcap:
-                logits = softcap * torch.tanh(logits / softcap)
-            total += nn.functional.cross_entropy(logits, target_slice, reduction="sum").double().cpu()
-        losses.append(total / count.sum().clamp(min=1).cpu())
-    return torch.stack(losses)
-
-
-def spliced_loss(anatomy: Anatomy, site: Site, replacement: Callable[[Tensor], Tensor] | None, tokens: Tensor, is_text: Tensor) -> Tensor:
-    """The loss of each sequence with a site's activations replaced, at text tokens only: special tokens keep theirs.
-
-    Args:
-        replacement: rows B x D, float32, to rows of the same shape; None leaves the model as it is.
-        tokens, is_text: sequences x context.
-    """
-    if replacement is None:
-        return language_model_loss(anatomy, tokens, is_text)
-
-    def replace(x: Tensor) -> Tensor:
-        changed = x.clone()
-        changed[is_text] = replacement(x[is_text].float()).to(x.dtype)
-        return changed
-
-    with anatomy.splice(site, replace):
-        return language_model_loss(anatomy, tokens, is_text)
+def _square(x_BD: Tensor) -> Tensor:
+    return x_BD.square().sum(1)

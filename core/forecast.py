@@ -43,7 +43,8 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
 
     A training step is taken at 12 D L FLOP a row: two products forward, four of the same size backward, as the measured
     utilisation of Gemma Scope implies (arXiv:2408.05147, section 3.4: 45 ms for a batch of a 131k dictionary). Evaluation passes the
-    sequences of the loss through the model once for each dictionary, and three times a site besides; vocabularies are not counted.
+    sequences of the loss through the model once a site, and through the layers from the site on once more for each dictionary, for the mean and for
+    zeros; vocabularies are not counted.
     """
     tokens = (suite.text.num_sequences + suite.text.num_held_out_sequences) * suite.text.context
     rows = (suite.text.num_sequences + suite.text.num_held_out_sequences) * (suite.text.context - 1)
@@ -52,7 +53,7 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
     weights = {spec: spec.width * (2 * shape.width_of(spec.site) + 2) + shape.width_of(spec.site) for spec in specs}
     train_rows = suite.text.num_sequences * (suite.text.context - 1)
     widths, itemsize = [shape.width_of(site) for site in sites], suite.activation_bytes
-    batch_flop = 2.0 * shape.parameters * suite.evaluation.loss_sequences * suite.text.context
+    loss_flop = 2.0 * shape.parameters * suite.evaluation.loss_sequences * suite.text.context
     batch_bytes = {spec: 4 * suite.training.batch_rows * spec.width for spec in specs}
     training_bytes = max(sum(16 * weights[spec] + 2 * batch_bytes[spec] for spec in specs) for specs in sites.values()) // suite.training.shards
     return Forecast(
@@ -65,7 +66,7 @@ def forecast(suite: Suite, shape: Shape, sites: dict[Site, list[DictionarySpec]]
         harvest_flop=2.0 * shape.parameters * depth * tokens,
         training_rows=sum(spec.tokens for spec in specs),
         training_flop=sum(12.0 * shape.width_of(spec.site) * spec.width * spec.tokens for spec in specs),
-        evaluation_flop=batch_flop * sum(3 + len(specs) for specs in sites.values()),
+        evaluation_flop=loss_flop * sum(1 + (2 + len(specs)) * (1 - site.layer / shape.layers) for site, specs in sites.items()),
         dictionary_bytes=4 * sum(weights.values()),
         checkpoint_bytes=12 * max(sum(weights[spec] for spec in specs) for specs in sites.values()),
         host_bytes=max(2 * suite.block_bytes(widths), ROOMS * suite.training.shuffle_rows * max(widths) * itemsize),

@@ -156,10 +156,3 @@ def _ranks(values: Floats) -> Floats:
     """From one up; equal values have the mean of theirs."""
     _, number, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[number]
-
-
-def interval(values: Floats, share: float = 0.95, draws: int = 2_000) -> tuple[float, float]:
-    """Of the mean: the middle `share` of the means of samples drawn anew with repetition (Efron's percentile bootstrap). At least one value."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [(1 - share) / 2, (1 + share) / 2])
-    return float(low), float(high)

@@ -499,7 +499,7 @@ class Suite(Section):
         return key_of("explanations", FORMATS["explanations"], dictionary_key, self.explanations.identity())
 
 
-FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 1, "explanations": 1}
+FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 2, "explanations": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "explanations", "answers", "models", "digests", "locks", "paces", "prefect"}

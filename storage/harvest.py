@@ -163,14 +163,6 @@ class Harvest:
     def save_inputs(self, site: Site, key: str, inputs: dict[str, Any]) -> None:
         self.store.put_record(f"{self.prefix}/inputs/{site}-{key}.json", inputs)
 
-    def losses(self, name: str) -> list[float] | None:
-        """Losses of the held-out sequences, in nats, measured under some condition; None until `save_losses` wrote them."""
-        record = self._worked_out(f"{self.prefix}/losses/{name}.json")
-        return [float(loss) for loss in record["losses"]] if record else None
-
-    def save_losses(self, name: str, losses: list[float]) -> None:
-        self.store.put_record(f"{self.prefix}/losses/{name}.json", {"losses": losses})
-
     def _worked_out(self, key: str) -> dict[str, Any] | None:
         """A record of what can be had again from the rest. A damaged one is reported and counts as none."""
         try:

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from core.suite import Suite
-from tasks.tables import LEGEND, Scored, markdown, table_lines
+from tasks.tables import FURTHER_LEGEND, LEGEND, Scored, further_lines, markdown, table_lines
 from tasks.train import describe_filter
 
 
@@ -47,6 +47,10 @@ commit {trained}, scored at {scored_by}.
 {markdown(table_lines(scored))}
 
 {LEGEND}
+
+{markdown(further_lines(scored))}
+
+{FURTHER_LEGEND}
 
 ![FVU and delta loss against L0](pareto.png)
 

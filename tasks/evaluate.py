@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,21 +13,23 @@ from torch import Tensor
 
 from core.anatomy import device_of
 from core.dictionary import Dictionary
-from core.fidelity import FREQUENCY_EDGES, row_fidelity, spliced_loss
-from core.packing import SpecialTokens, is_text
+from core.fidelity import FREQUENCY_EDGES, row_fidelity
+from core.positions import Positions, doubling
 from core.site import Site
 from core.spec import DictionarySpec
+from core.statistics import Moments
 from storage.catalogue import Catalogue
 from storage.harvest import Part
-from tasks.progress import Progress
 from tasks.provenance import code
-from tasks.resources import borrowed_anatomy
-from tasks.train import rows_within
+from tasks.spliced import Spliced
+from tasks.train import moments_of, rows_within
 
 log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 512
 """Held-out rows a site whose fidelity is noted apart, and which a release carries, so that anyone can verify it without the model."""
+DENSE = (0.01, 0.1)
+"""Latents that fire on more than that share of the rows are counted as dense."""
 
 
 @task(task_run_name="evaluate {site}", cache_policy=NO_CACHE)
@@ -40,77 +42,24 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
     ]
     if not waiting:
         return
-    part, sequences = catalogue.harvest.part("held_out"), catalogue.suite.evaluation.loss_sequences
-    conditions = 3 + len(waiting)
-    with Progress(f"evaluate {site}", conditions * sequences * part.first_tokens(1).size, "tokens") as progress:
-        losses = Losses(catalogue, site, progress)
-        intact, deleted, mean = losses.intact(), losses.with_zero(), losses.with_mean()
-        for spec in waiting:
-            folder = catalogue.folder(spec)
-            dictionary, inputs = folder.load().to(device_of(catalogue.suite.device)), folder.facts["inputs"]
-            scorecard = {
-                "spec": spec.identity(),
-                "dictionary": folder.key,
-                "harvest": catalogue.harvest.key,
-                "code": code(),
-                "trained_by": folder.facts["code"],
-                "inputs": inputs,
-                **_row_scores(part, site, dictionary, inputs["norm_limit"]),
-                "loss": _loss_scores(intact, losses.with_dictionary(dictionary), deleted, mean),
-            }
-            folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
-
-
-class Losses:
-    """Language-model losses of held-out sequences while something is done to a site; those without a dictionary are kept."""
-
-    def __init__(self, catalogue: Catalogue, site: Site, progress: Progress) -> None:
-        self._catalogue = catalogue
-        self._site = site
-        self._progress = progress
-        description = catalogue.harvest.description
-        assert description is not None
-        special = SpecialTokens(description["bos_token"], tuple(description["excluded_tokens"]))
-        tokens = catalogue.harvest.part("held_out").first_tokens(catalogue.suite.evaluation.loss_sequences)
-        device = device_of(catalogue.suite.device)
-        self._tokens = torch.from_numpy(tokens).long().to(device)
-        self._is_text = torch.from_numpy(is_text(tokens, special)).to(device)
-
-    def intact(self) -> Tensor:
-        return self._kept("intact", lambda: self._measure(None))
-
-    def with_zero(self) -> Tensor:
-        """The site deleted: zeros in its place."""
-        return self._kept(f"zero-{self._site}", lambda: self._measure(torch.zeros_like))
-
-    def with_mean(self) -> Tensor:
-        """The site's mean over the first window of training in its place."""
-        first = self._catalogue.suite.window(0)
-        mean = torch.from_numpy(self._catalogue.harvest.part("train").moments(self._site, first).mean).float().to(self._tokens.device)
-        # Named by the window: a harvest that grows has a larger one, and its mean is another.
-        return self._kept(f"mean-{self._site}-of-{len(first)}", lambda: self._measure(lambda x: mean.expand_as(x)))
-
-    def with_dictionary(self, dictionary: Dictionary) -> Tensor:
-        """The dictionary's reconstruction in its place, also of rows whose norm training left out."""
-        return self._measure(lambda x: dictionary.decode(dictionary.encode(x)))
-
-    def _measure(self, replacement: Callable[[Tensor], Tensor] | None) -> Tensor:
-        batch, losses = self._catalogue.suite.harvest.batch_sequences, []
-        with borrowed_anatomy(self._catalogue) as anatomy:
-            for tokens, text in zip(torch.split(self._tokens, batch), torch.split(self._is_text, batch), strict=True):
-                losses.append(spliced_loss(anatomy, self._site, replacement, tokens, text))
-                self._progress.advance(tokens.numel())
-        return torch.cat(losses)
-
-    def _kept(self, name: str, measure: Callable[[], Tensor]) -> Tensor:
-        harvest, name = self._catalogue.harvest, f"{name}-{len(self._tokens)}"
-        known = harvest.losses(name)
-        if known is None:
-            known = [float(loss) for loss in measure()]
-            harvest.save_losses(name, known)
-        else:
-            self._progress.advance(self._tokens.numel())
-        return torch.tensor(known, dtype=torch.float64)
+    device = device_of(catalogue.suite.device)
+    dictionaries = {spec.name: catalogue.folder(spec).load().to(device) for spec in waiting}
+    spliced = Spliced(catalogue, site, dictionaries)
+    for spec in waiting:
+        folder = catalogue.folder(spec)
+        inputs = folder.facts["inputs"]
+        scorecard = {
+            "spec": spec.identity(),
+            "dictionary": folder.key,
+            "harvest": catalogue.harvest.key,
+            "code": code(),
+            "trained_by": folder.facts["code"],
+            "inputs": inputs,
+            **row_scores(catalogue, site, dictionaries[spec.name], inputs["norm_limit"]),
+            "uniformity": spliced.uniformity(spec.name),
+            "loss": spliced.scores(spec.name),
+        }
+        folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
 
 
 def sample_rows(part: Part, site: Site, limit: float | None) -> Tensor:
@@ -121,35 +70,45 @@ def sample_rows(part: Part, site: Site, limit: float | None) -> Tensor:
     return torch.cat(list(part.batches(site, sample))).float()
 
 
-def _row_scores(part: Part, site: Site, dictionary: Dictionary, limit: float | None) -> dict[str, Any]:
-    valid, kept = part.valid(), rows_within(part, site, limit)
-    scored, everything = row_fidelity(dictionary, part.batches(site, kept)), None
-    if not np.array_equal(kept, valid):
-        everything = row_fidelity(dictionary, part.batches(site, valid))
-    sample = row_fidelity(dictionary, [sample_rows(part, site, limit)])
+def row_scores(catalogue: Catalogue, site: Site, dictionary: Dictionary, limit: float | None) -> dict[str, Any]:
+    """What the held-out rows tell of a dictionary.
+
+    Args:
+        limit: the norm above which rows do not count, as in training.
+    """
+    part, begins = catalogue.harvest.part("held_out"), doubling(catalogue.suite.text.context)
+    valid, kept, every = part.valid(), rows_within(part, site, limit), part.moments(site)
+    within = every if kept.sum() == every.rows else moments_of(part, site, kept)
+    scored = row_fidelity(dictionary, part.batches(site, kept), within.mean)
+    error = float(scored.error_B.sum(dtype=np.float64))
+    if within.rows < every.rows:
+        error += float(row_fidelity(dictionary, part.batches(site, valid & ~kept), every.mean).error_B.sum(dtype=np.float64))
+    where = Positions(*np.concatenate([part.rows(block) for block in part.blocks])[kept[valid]].T)
+    sample = sample_rows(part, site, limit)
+    in_float32, in_bfloat16 = (_of_sample(dictionary.to(dtype=dtype), sample) for dtype in (torch.float32, torch.bfloat16))
     return {
         "rows": scored.rows,
-        "rows_left_out": int(valid.sum()) - scored.rows,
+        "rows_left_out": every.rows - scored.rows,
         "l0": scored.l0,
+        "l0_interval": where.interval(scored.l0_B),
         "fvu": scored.fvu,
-        "fvu_all_rows": (everything or scored).fvu,
+        "fvu_interval": where.interval(scored.error_B, scored.deviation_B),
+        "fvu_by_position": {"begins": begins, "fvu": where.means(begins, scored.error_B, scored.deviation_B)},
+        "fvu_all_rows": error / (every.rows * every.variance),
+        "cosine": scored.cosine,
+        "relative_norm": scored.relative_norm,
+        "relative_bias": scored.relative_bias,
         "dead": scored.dead,
+        "dense": {str(frequency): scored.dense(frequency) for frequency in DENSE},
         "frequency_histogram": {"log10_edges": list(FREQUENCY_EDGES), "latents": scored.frequency_histogram()},
-        "sample": {"rows": sample.rows, "l0": sample.l0, "fvu": sample.fvu},
+        "sample": in_float32,
+        "sample_in_bfloat16": in_bfloat16,
     }
 
 
-def _loss_scores(intact: Tensor, spliced: Tensor, zero: Tensor, mean: Tensor) -> dict[str, Any]:
-    delta = spliced - intact
-    error = float(delta.std() / len(delta) ** 0.5) if len(delta) > 1 else None
-    return {
-        "sequences": len(intact),
-        "intact": float(intact.mean()),
-        "delta": float(delta.mean()),
-        "delta_standard_error": error,
-        "delta_zero": float((zero - intact).mean()),
-        "delta_mean": float((mean - intact).mean()),
-    }
+def _of_sample(dictionary: Dictionary, rows: Tensor) -> dict[str, Any]:
+    scored = row_fidelity(dictionary, [rows], Moments.of(rows).mean)
+    return {"rows": scored.rows, "l0": scored.l0, "fvu": scored.fvu}
 
 
 def scorecards(catalogue: Catalogue) -> Iterator[tuple[DictionarySpec, dict[str, Any]]]:

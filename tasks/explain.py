@@ -19,11 +19,12 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
 from core.asking import LanguageModel, forecast
+from core.bootstrap import interval
 from core.decoder import nearest, token_effects
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.examples import Examples, Number
-from core.interpretability import BySimulation, Contexts, Judge, Scores, examine, interval
+from core.interpretability import BySimulation, Contexts, Judge, Scores, examine
 from core.random_directions import random_directions
 from core.site import Site
 from core.slices import slices

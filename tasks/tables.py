@@ -26,21 +26,34 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
             "learning_rate": spec.learning_rate,
             "tokens": spec.tokens,
             "seed": spec.seed,
-            "l0": card["l0"],
-            "fvu": card["fvu"],
+            **_with_interval("l0", card["l0"], card["l0_interval"]),
+            **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
             "fvu_all_rows": card["fvu_all_rows"],
-            "delta_loss": card["loss"]["delta"],
-            "delta_loss_standard_error": card["loss"]["delta_standard_error"],
+            "fvu_in_bfloat16": card["sample_in_bfloat16"]["fvu"] - card["sample"]["fvu"],
+            **_with_interval("delta_loss", card["loss"]["delta"], card["loss"]["delta_interval"]),
             "delta_loss_zero_ablation": card["loss"]["delta_zero"],
             "delta_loss_mean_ablation": card["loss"]["delta_mean"],
             "intact_loss": card["loss"]["intact"],
+            **_with_interval("divergence", card["loss"]["divergence"], card["loss"]["divergence_interval"]),
+            "divergence_zero_ablation": card["loss"]["divergence_zero"],
+            "divergence_mean_ablation": card["loss"]["divergence_mean"],
+            "cosine": card["cosine"],
+            "relative_norm": card["relative_norm"],
+            "relative_bias": card["relative_bias"],
+            **_with_interval("uniformity", card["uniformity"]["mean"], card["uniformity"]["interval"]),
             "dead": card["dead"],
+            **{f"dense_{frequency}": share for frequency, share in card["dense"].items()},
             "rows": card["rows"],
             "dictionary": card["dictionary"],
             "commit": card["code"]["commit"],
         }
         for spec, card in scored
     ]
+
+
+def _with_interval(name: str, value: float | None, interval: list[float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 COLUMNS = ("site", "width", "L0", "target", "FVU", "delta loss", "mean-abl.", "deleted", "dead %")
@@ -66,11 +79,49 @@ def _measured(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['l0']:.1f}",
         f"{row['target_l0']:g}" if row["target_l0"] is not None else f"λ {row['l0_coefficient']:g}",
         f"{row['fvu']:.3f}",
-        f"{row['delta_loss']:.3f}" + (f" ± {row['delta_loss_standard_error']:.3f}" if row["delta_loss_standard_error"] is not None else ""),
+        _give_or_take(row, "delta_loss", 3),
         f"{row['delta_loss_mean_ablation']:.2f}",
         f"{row['delta_loss_zero_ablation']:.2f}",
         f"{100 * row['dead']:.1f}",
     )
+
+
+def _give_or_take(row: dict[str, Any], column: str, digits: int) -> str:
+    """A value with half of its interval."""
+    value, low, high = row[column], row[f"{column}_low"], row[f"{column}_high"]
+    return "–" if value is None else f"{value:.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if low is not None else "")
+
+
+def further_lines(scored: Scored) -> list[tuple[str, ...]]:
+    """What else was measured of each dictionary, for a page that has room; the head first."""
+    head = ("site", "width", "L0", "KL", "mean-abl. KL", "cosine", "relative norm", "uniformity", "> 1%", "> 10%", "FVU in bfloat16")
+    return [
+        head,
+        *(
+            (
+                row["site"],
+                f"{row['width']:,}",
+                _give_or_take(row, "l0", 1),
+                _give_or_take(row, "divergence", 3),
+                f"{row['divergence_mean_ablation']:.2f}",
+                f"{row['cosine']:.3f}",
+                f"{row['relative_norm']:.3f}",
+                _give_or_take(row, "uniformity", 2),
+                f"{row['dense_0.01']:.2%}",
+                f"{row['dense_0.1']:.2%}",
+                f"{row['fvu_in_bfloat16']:+.4f}",
+            )
+            for row in rows_of(scored)
+        ),
+    ]
+
+
+FURTHER_LEGEND = (
+    "KL: divergence of the predictions with the dictionary spliced in from the model's own, in nats a token (mean-abl.: with the site's mean in "
+    "its place).  Cosine: of a row and its reconstruction.  Relative norm: of the reconstruction; below one it shrinks.  Uniformity: r_L0, how "
+    "evenly a row's active latents share their effect on the next token, from one over their number to one (arXiv:2408.05147, C.3).  > 1%, > 10%: "
+    "latents that fire on more than that share of the rows.  FVU in bfloat16: what is added when weights and rows are bfloat16."
+)
 
 
 def table(scored: Scored) -> str:
@@ -102,8 +153,9 @@ def missed_targets(scored: Scored) -> list[str]:
 
 
 LEGEND = (
-    "L0: active latents a token.  FVU: fraction of variance unexplained.  Delta loss: nats a token added by splicing the dictionary in "
-    "(± standard error);\nmean-abl., deleted: the same with the site's mean, or zeros, in its place.  All on held-out text."
+    "L0: active latents a token.  FVU: fraction of variance unexplained.  Delta loss: nats a token added by splicing the dictionary in\n"
+    "(±: half of the 95% interval, by bootstrap over sequences); mean-abl., deleted: the same with the site's mean, or zeros, in its place.\n"
+    "All on held-out text."
 )
 
 

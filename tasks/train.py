@@ -187,7 +187,7 @@ def _work_out_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict
         limit = norm_limit(part.norms(site, first)[part.valid(first)], training.max_norm)
     kept = rows_within(part, site, limit, first)
     every = part.moments(site, first)
-    moments = every if kept.sum() == every.rows else _moments(part, site, kept)
+    moments = every if kept.sum() == every.rows else moments_of(part, site, kept)
     return moments.normaliser(training.inputs), {
         "rows": every.rows,
         "rows_left_out": every.rows - moments.rows,
@@ -204,7 +204,8 @@ def rows_within(part: Part, site: Site, limit: float | None, blocks: range | Non
     return valid if limit is None else valid & (part.norms(site, blocks) <= limit)
 
 
-def _moments(part: Part, site: Site, kept: npt.NDArray[np.bool_]) -> Moments:
+def moments_of(part: Part, site: Site, kept: npt.NDArray[np.bool_]) -> Moments:
+    """Sums over some rows, which are read for it: what `Part.moments` knows of all."""
     pieces = [Moments.of(batch) for batch in part.batches(site, kept)]
     return sum(pieces[1:], start=pieces[0])
 

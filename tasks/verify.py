@@ -8,6 +8,7 @@ import torch
 
 from core.errors import JumpsuiteError
 from core.fidelity import row_fidelity
+from core.statistics import Moments
 from storage import release
 
 TOLERANCE = 1e-3
@@ -46,7 +47,7 @@ def _faults(folder: Path, path: Path) -> Iterator[str]:
     saelens = formats["saelens"].tensors()
     if not all(torch.equal(saelens[key], tensor) for other in formats.values() for key, tensor in other.tensors().items()):
         yield f"{name}: its two formats hold different weights; expected the same; get the release again"
-    measured = row_fidelity(formats["saelens"], [sample])
+    measured = row_fidelity(formats["saelens"], [sample], Moments.of(sample).mean)
     for what, value, noted in (("L0", measured.l0, card["sample"]["l0"]), ("FVU", measured.fvu, card["sample"]["fvu"])):
         if not math.isclose(value, noted, rel_tol=TOLERANCE):
             yield f"{name}: its {what} is {value:.4f}; expected {noted:.4f}, as its scorecard says; get the release again"

@@ -369,12 +369,6 @@ def test_a_damaged_block_once_found_is_all_that_is_harvested_again_and_that_of_o
     assert np.array_equal(part.norms(site), norms)
 
 
-def test_losses_are_kept_by_name(harvest: Harvest) -> None:
-    assert harvest.losses("intact-16") is None
-    harvest.save_losses("intact-16", [1.5, 0.1])
-    assert harvest.losses("intact-16") == [1.5, 0.1]
-
-
 # The whole way: documents to activations
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_token_rules import LATENTS, N, W, text
 
-from core.interpretability import BySimulation, Contexts, area_under_roc, correlation, examine, interval, markings
+from core.bootstrap import interval
+from core.interpretability import BySimulation, Contexts, area_under_roc, correlation, examine, markings
 from core.token_rules import Explanation, Rule, explain
 
 Array = npt.NDArray[np.float64]

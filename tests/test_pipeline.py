@@ -12,12 +12,17 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from command import environment, here, jumpsuite, results, write_suite
 from conftest import tiny_fields
 from s3_server import S3Server
+
+from core.suite_file import parse_suite
+from storage.catalogue import Catalogue
+from storage.release import read_dictionary
 
 SITES = [f"L{layer:02d}.{kind}" for layer in (0, 1) for kind in ("resid_post", "mlp_out", "attn_z")]
 
@@ -96,6 +101,57 @@ def test_target_l0_is_met_on_held_out_text_and_reconstruction_beats_the_mean(sto
     for card in cards:
         assert card["l0"] == pytest.approx(card["spec"]["target_l0"], rel=0.2)
         assert card["fvu"] < 0.7
+
+
+def test_a_scorecard_says_what_the_models_own_forward_passes_say(store: Path, suite_file: Path, tiny_model: Path) -> None:
+    """The model as transformers loads it, a hook of its own on every position of text, the released weights: all sums in one batch, in float64."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    suite = parse_suite(suite_file.read_text())
+    tokens = torch.from_numpy(Catalogue(suite, str(store)).harvest.part("held_out").first_tokens(suite.evaluation.loss_sequences)).long()
+    is_text, counts = tokens > 2, (tokens > 2)[:, 1:]
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    release = store / "tiny/release"
+    paths = sorted((release / "scorecards/L01.resid_post").glob("*.json"))
+    assert paths
+    for path in paths:
+        card = json.loads(path.read_text())
+        dictionary = read_dictionary(release, card)["saelens"]
+
+        def log_p(replace: Any = None) -> torch.Tensor:
+            def hook(_: Any, __: Any, output: Any) -> Any:
+                x = (output[0] if isinstance(output, tuple) else output).clone()
+                x[is_text] = x[is_text] if replace is None else replace(x[is_text])
+                return (x, *output[1:]) if isinstance(output, tuple) else x
+
+            handle = model.model.layers[1].register_forward_hook(hook)
+            with torch.no_grad():
+                said = model(tokens, use_cache=False).logits.double().log_softmax(-1)[:, :-1][counts]
+            handle.remove()
+            return said
+
+        def loss(log_q: torch.Tensor) -> float:
+            return float(-log_q.gather(1, tokens[:, 1:][counts][:, None]).mean())
+
+        intact, spliced, zero = log_p(), log_p(lambda x, d=dictionary: d.decode(d.encode(x))), log_p(torch.zeros_like)
+        assert card["loss"]["predictions"] == len(intact)
+        assert card["loss"]["intact"] == pytest.approx(loss(intact), rel=1e-5)
+        assert card["loss"]["delta"] == pytest.approx(loss(spliced) - loss(intact), abs=2e-5)
+        assert card["loss"]["delta_zero"] == pytest.approx(loss(zero) - loss(intact), abs=2e-5)
+        assert card["loss"]["divergence"] == pytest.approx(float((intact.exp() * (intact - spliced)).sum(1).mean()), abs=2e-5)
+        low, high = card["loss"]["delta_interval"]
+        assert low < card["loss"]["delta"] < high
+        assert high - low < 5 * abs(card["loss"]["delta_zero"])
+        by_position = card["loss"]["by_position"]
+        position = counts.nonzero()[:, 1]
+        delta = intact.gather(1, tokens[:, 1:][counts][:, None])[:, 0] - spliced.gather(1, tokens[:, 1:][counts][:, None])[:, 0]
+        for begin, value in zip(by_position["begins"], by_position["delta"], strict=True):
+            end = begin * 2 if begin != by_position["begins"][-1] else tokens.shape[1]
+            assert value == pytest.approx(float(delta[(position >= begin) & (position < end)].mean()), abs=5e-5)
+        assert 1 / card["l0"] < card["uniformity"]["mean"] <= 1
+        assert card["sample_in_bfloat16"]["fvu"] == pytest.approx(card["sample"]["fvu"], abs=0.01)
+        assert card["dense"]["0.1"] <= card["dense"]["0.01"]
 
 
 def test_every_released_dictionary_is_the_same_function_in_saelens(store: Path) -> None:

@@ -5,24 +5,42 @@ from typing import Any
 from core.site import Site
 from core.spec import DictionarySpec
 from tasks.report import fronts
-from tasks.tables import markdown, rows_of, table, table_lines
+from tasks.tables import further_lines, markdown, rows_of, table, table_lines
 
 SITE = Site(3, "resid_post")
 
 
 def _scored(architecture: str, target: float, seed: int = 0, rate: float | None = None) -> tuple[DictionarySpec, dict[str, Any]]:
-    loss = {"delta": 0.1, "delta_standard_error": 0.01, "delta_zero": 5.0, "delta_mean": 2.0, "intact": 3.0}
+    loss = {"delta": 0.1, "delta_interval": [0.09, 0.12], "delta_zero": 5.0, "delta_mean": 2.0, "intact": 3.0}
+    loss |= {"divergence": 0.2, "divergence_interval": None, "divergence_zero": 9.0, "divergence_mean": 4.0}
     card = {
         "l0": target + 0.5,
+        "l0_interval": None,
         "fvu": 1 / target,
+        "fvu_interval": None,
         "fvu_all_rows": 0.1,
+        "cosine": 0.9,
+        "relative_norm": 0.95,
+        "relative_bias": 1.0,
+        "sample": {"fvu": 0.1},
+        "sample_in_bfloat16": {"fvu": 0.1002},
+        "uniformity": {"mean": None, "interval": None},
         "loss": loss,
         "dead": 0.0,
+        "dense": {"0.01": 0.2, "0.1": 0.05},
         "rows": 9,
         "dictionary": "",
         "code": {"commit": ""},
     }
     return DictionarySpec(SITE, architecture, 4_096, target, None, seed, 1_000, rate), card
+
+
+def test_a_cell_shows_a_value_with_half_of_its_interval_and_alone_where_there_is_none() -> None:
+    scored = [_scored("jumprelu", 20)]
+    assert "0.100 ± 0.015" in table_lines(scored)[1]
+    head, line = further_lines(scored)
+    shown = dict(zip(head, line, strict=True))
+    assert (shown["L0"], shown["KL"], shown["uniformity"], shown["> 10%"], shown["FVU in bfloat16"]) == ("20.5", "0.200", "–", "5.00%", "+0.0002")
 
 
 def test_a_table_has_no_column_in_which_all_dictionaries_are_alike() -> None:

@@ -147,6 +147,25 @@ function bars(labels, values, title) {
   return make("figure", { style: "margin:0" }, make("figcaption", { class: "quiet" }, title), svg);
 }
 
+function curve(begins, values, title) {
+  const width = 460, height = 190, left = 52, bottom = 34, top = 10, right = 10, known = values.filter((value) => value !== null);
+  if (!known.length) return null;
+  const low = Math.min(0, ...known), high = Math.max(...known, low + 1e-9) * 1.05, at = (i) => left + (width - left - right) * (begins.length > 1 ? i / (begins.length - 1) : 0.5);
+  const y = (value) => height - bottom - (height - bottom - top) * (value - low) / (high - low);
+  const svg = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title });
+  for (let i = 0; i <= 3; i++) {
+    const value = low + (high - low) * i / 3;
+    svg.append(make("svg:line", { x1: left, y1: y(value), x2: width - right, y2: y(value), stroke: "var(--line)" }), make("svg:text", { x: left - 5, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(2)));
+  }
+  const shown = begins.map((begin, i) => [at(i), values[i], begin]).filter(([, value]) => value !== null);
+  svg.append(make("svg:polyline", { points: shown.map(([x, value]) => `${x},${y(value)}`).join(" "), fill: "none", stroke: "var(--link)", "stroke-width": 2 }));
+  for (const [x, value, begin] of shown) {
+    svg.append(make("svg:circle", { cx: x, cy: y(value), r: 3.5, fill: "var(--link)" }, make("svg:title", {}, `from position ${begin}: ${digits(value)}`)), make("svg:text", { x, y: height - 18, "text-anchor": "middle" }, String(begin)));
+  }
+  svg.append(make("svg:text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "position in the sequence, from"));
+  return make("figure", { style: "margin:0" }, make("figcaption", { class: "quiet" }, title), svg);
+}
+
 const rows = new Map(); // of dictionaries that were looked at: their latents
 
 async function latentsOf(d) {
@@ -234,11 +253,14 @@ async function showDictionary(id) {
   paint(
     make("h1", {}, `${d.site} ${d.name}`),
     numbers([["latents", count(d.width)], ["L0, active latents a token", digits(d.l0, 1)], ["fraction of variance unexplained", digits(d.fvu)],
-      ["delta loss, nats a token", digits(d.delta) + (d.delta_se === null ? "" : ` ± ${digits(d.delta_se)}`)], ["with the site's mean in its place", digits(d.mean, 2)],
-      ["with zeros in its place", digits(d.zero, 2)], ["dead latents", share(d.dead)]]),
+      ["delta loss, nats a token", digits(d.delta) + (d.delta_interval ? ` ± ${digits((d.delta_interval[1] - d.delta_interval[0]) / 2)}` : "")], ["with the site's mean in its place", digits(d.mean, 2)],
+      ["with zeros in its place", digits(d.zero, 2)], ["KL from the intact model, nats a token", digits(d.divergence)], ["cosine with the activation", digits(d.cosine)], ["relative norm", digits(d.relative_norm)],
+      ["uniformity of active latents", digits(d.uniformity, 2)], ["dead latents", share(d.dead)], ...Object.entries(d.dense).map(([frequency, latents]) => [`latents on more than ${100 * frequency}% of tokens`, share(latents)])]),
     make("div", { class: "beside" },
       bars(d.histogram.log10_edges.slice(0, -1).map((edge) => digits(edge, 1)), d.histogram.latents, "latents by how often they fire (log10 of the share of tokens, from)"),
-      d.simulation ? bars([...Array(10).keys()].map((i) => digits(i / 10, 1)), d.simulation, "explained latents by simulation score (from)") : null),
+      d.simulation ? bars([...Array(10).keys()].map((i) => digits(i / 10, 1)), d.simulation, "explained latents by simulation score (from)") : null,
+      curve(d.by_position.begins, d.by_position.fvu, "fraction of variance unexplained, by position"),
+      curve(d.by_position.begins, d.by_position.delta, "delta loss, by position")),
     make("h2", {}, "Latents"), section);
   trail([`d/${id}`, `${d.site} ${d.name}`]);
   if (!d.explained) return;

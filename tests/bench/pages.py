@@ -57,8 +57,11 @@ def made_up(folder: Path, latents: int) -> str:
         explanations.save_table(f"trained-explanations-{first:07d}", pa.Table.from_pylist(rows, SCHEMA))
     tokens = chance.integers(VOCABULARY, size=(CONTEXTS, W))
     text: Any = SimpleNamespace(tokens_XW=tokens, spell=WORDS.__getitem__, pieces=lambda context: [WORDS[token] for token in tokens[context]])
-    card = {"l0": 50.0, "fvu": 0.1, "dead": 0.0, "frequency_histogram": {"log10_edges": [-2, -1, 0], "latents": [1, 2]}}
-    card["loss"] = {"delta": 0.1, "delta_standard_error": 0.01, "delta_mean": 1.0, "delta_zero": 2.0}
+    card: dict[str, Any] = {"l0": 50.0, "fvu": 0.1, "dead": 0.0, "frequency_histogram": {"log10_edges": [-2, -1, 0], "latents": [1, 2]}}
+    card |= {"dense": {"0.01": 0.1, "0.1": 0.0}, "cosine": 0.9, "relative_norm": 0.9, "uniformity": {"mean": 0.5}}
+    card |= {"fvu_by_position": {"begins": [1, 2], "fvu": [0.1, 0.2]}}
+    card["loss"] = {"delta": 0.1, "delta_interval": [0.08, 0.12], "delta_mean": 1.0, "delta_zero": 2.0, "divergence": 0.1}
+    card["loss"] |= {"by_position": {"begins": [1, 2], "delta": [0.1, 0.2]}}
     scores = {"trained": {"explained": latents} | {name: {"mean": 0.5, "low": 0.4, "high": 0.6} for name in SCORES}}
     catalogue: Any = SimpleNamespace(store=store, suite=SimpleNamespace(name="bench"))
     writer = browse.Writer(catalogue)
