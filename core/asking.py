@@ -23,18 +23,19 @@ class Ask(Protocol):
         """What an answer says; None where no answer could be read."""
 
 
-def forecast(latents: int, contexts: int, positions: int) -> tuple[int, int]:
-    """How many questions explaining and judging so many latents takes, and about how many tokens, answers included.
+def forecast(latents: int, contexts: int, positions: int) -> tuple[int, int, int]:
+    """How many questions explaining and judging so many latents takes, and about how many tokens the questions have, and the answers.
 
     Args:
         contexts: of each latent, for each purpose. positions: of a context.
     """
     groups = -(-contexts // AT_ONCE)
     task, excerpt = 100, positions + 10
-    to_explain = task + contexts * excerpt + contexts // 2 * 20 + 40
-    to_simulate = task + 30 + 7 * positions + 3 * positions
-    to_judge_together = groups * (task + 30) + contexts * (excerpt + 3)
-    return latents * (1 + contexts + 2 * groups), latents * (to_explain + contexts * to_simulate + 2 * to_judge_together)
+    to_explain = task + contexts * excerpt + contexts // 2 * 20
+    to_simulate = task + 30 + 7 * positions
+    to_judge_together = groups * (task + 30) + contexts * excerpt
+    answers = 40 + contexts * 3 * positions + 2 * contexts * 3
+    return latents * (1 + contexts + 2 * groups), latents * (to_explain + contexts * to_simulate + 2 * to_judge_together), latents * answers
 
 
 @dataclass(frozen=True)

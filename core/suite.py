@@ -249,6 +249,13 @@ class Evaluation(Section):
     """Held-out sequences whose language-model loss is measured with the dictionary spliced in."""
 
 
+class Price(Section):
+    """Of a million tokens, in whatever money `max_cost` is in."""
+
+    prompt: float = Field(ge=0, allow_inf_nan=False, examples=[0.1])
+    answer: float = Field(ge=0, allow_inf_nan=False, examples=[0.4])
+
+
 class Endpoint(Section):
     """A language model behind a server that speaks OpenAI's chat completions. Its key is in the environment: JUMPSUITE_API_KEY or OPENAI_API_KEY."""
 
@@ -256,6 +263,9 @@ class Endpoint(Section):
     model: str = Field(min_length=1, examples=["google/gemma-3-27b-it"])
     max_tokens: int = Field(gt=0, examples=[5_000_000])
     """Of all requests and answers of the suite together. It is never exceeded: who reaches it raises it and runs again."""
+    price: Price | None = Field(None, examples=[{"prompt": 0.1, "answer": 0.4}])
+    max_cost: float | None = Field(None, gt=0, allow_inf_nan=False, examples=[20])
+    """A second cap, in money, which needs `price`."""
     contexts: int = Field(20, gt=1, examples=[20])
     """Of each latent, that are shown, and that explanations are tested on: half in which it fires and half in which it does not."""
     at_once: int = Field(8, gt=0, le=256, examples=[8])
@@ -265,9 +275,16 @@ class Endpoint(Section):
     structured: bool = Field(True, examples=[True])
     """Whether the server is asked to hold the model to the form of an answer (`response_format`); some refuse that."""
 
+    @model_validator(mode="after")
+    def _priced(self) -> "Endpoint":
+        if self.max_cost is not None and self.price is None:
+            raise impossible("max_cost is set without price; expected what tokens cost; set explanations.endpoint.price, or remove max_cost")
+        return self
+
 
 class Explanations(Section):
-    """What `jumpsuite explain` does. Half of the held-out sequences are shown to who explains; what happens in the others is to be told from that."""
+    """What latents mean, and how far to believe it. Half of the held-out sequences are shown to who explains; from that is to be told what happens
+    in the others."""
 
     latents: int | None = Field(1_000, gt=0, examples=[1_000])
     """Of each dictionary, drawn at random among those that fire often enough; all of these where it is null."""
@@ -291,7 +308,7 @@ class Explanations(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the result: not where the model is served, or how fast, or what it may cost."""
-        return self.model_dump(exclude={"endpoint": {"address", "max_tokens", "at_once", "timeout"}})
+        return self.model_dump(exclude={"endpoint": {"address", "max_tokens", "price", "max_cost", "at_once", "timeout"}})
 
     @model_validator(mode="after")
     def _enough(self) -> "Explanations":
@@ -321,10 +338,16 @@ class Suite(Section):
     dictionaries: list[Dictionaries] = Field(min_length=1, examples=[[{"widths": [16_384], "target_l0s": [50]}]])
     training: Training
     evaluation: Evaluation = Evaluation()
-    explanations: Explanations = Explanations()
+    explanations: Explanations | None = Field(None, examples=[{"latents": 1_000}])
+    """Where it is there, `jumpsuite run` explains latents as it says; `jumpsuite explain` does also where it is not."""
     release: Release = Release()
     device: str = Field("auto", examples=["cuda"])
     """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
+
+    @property
+    def explaining(self) -> Explanations:
+        """How latents are explained, when they are."""
+        return self.explanations or Explanations()
 
     @property
     def num_blocks(self) -> int:
@@ -496,7 +519,7 @@ class Suite(Section):
         return key_of("scorecard", FORMATS["scorecard"], dictionary_key, self.evaluation.model_dump())
 
     def explanations_key(self, dictionary_key: str) -> str:
-        return key_of("explanations", FORMATS["explanations"], dictionary_key, self.explanations.identity())
+        return key_of("explanations", FORMATS["explanations"], dictionary_key, self.explaining.identity())
 
 
 FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 2, "explanations": 1}

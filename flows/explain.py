@@ -8,7 +8,7 @@ from flows.outcome import MISCONFIGURED, outcome
 from flows.slots import own_gpus
 from storage.catalogue import Catalogue
 from tasks.asking import asking
-from tasks.explain import explain_site
+from tasks.explain import explain_site, need_trained
 
 
 @flow(name="explain", flow_run_name="explain {suite.name}")
@@ -20,6 +20,7 @@ def explain_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
         with asking(catalogue) as asker:
             for site in catalogue.sites:
                 with outcome() as of_site, catalogue.store.lock(f"explanations/{site}"):
+                    need_trained(catalogue, site)
                     explain_site(catalogue, site, asker)
                 if of_site.name == MISCONFIGURED:
                     return of_site.state

@@ -1,4 +1,7 @@
-"""Site: train every dictionary of one site, then score it. Its own flow, so that one site can be retried alone."""
+"""Site: train every dictionary of one site, score it, and explain its latents where the suite says so.
+
+Its own flow, so that one site can be retried alone.
+"""
 
 from prefect import flow
 from prefect.states import State
@@ -9,13 +12,15 @@ from flows.outcome import outcome
 from flows.slots import own_gpus
 from storage.catalogue import Catalogue
 from tasks.artifacts import show_scorecards
+from tasks.asking import asking
 from tasks.evaluate import evaluate_site, scorecards
+from tasks.explain import explain_site
 from tasks.train import train_site
 
 
 @flow(name="site", flow_run_name="site {site}")
 def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = None) -> State:
-    """Leave one site's dictionaries trained and scored. When one falls sick the others are scored all the same.
+    """Leave one site's dictionaries trained, scored and explained. When one falls sick the others are seen to all the same.
 
     Args:
         until: of a rolling harvest, the turn after which to leave off.
@@ -27,6 +32,9 @@ def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = 
             trained = train_site(catalogue, where, until, return_state=True)
             evaluate_site(catalogue, where)
             show_scorecards(catalogue, where, list(scorecards(catalogue)))
+            if catalogue.suite.explanations:
+                with asking(catalogue) as asker, catalogue.store.lock(f"explanations/{where}"):
+                    explain_site(catalogue, where, asker)
         trained.result()
     if result.reason:
         Catalogue(suite, store, only=site).set_failure(Site.parse(site), result.reason)

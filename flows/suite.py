@@ -14,6 +14,7 @@ from flows.rolling import roll
 from flows.workers import OnWorkers, on_workers
 from storage.catalogue import Catalogue
 from tasks.artifacts import show_suite
+from tasks.browse import write_pages
 from tasks.report import write_report
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ def suite_flow(suite: Suite, store: str = "runs", only: str = "*") -> State:
 
 
 def train_and_score(suite: Suite, store: str, only: str) -> State | None:
-    """Leave every dictionary of the sites scored, and a report; or give the Failed state that says what went wrong."""
+    """Leave every dictionary of the sites scored, and explained where the suite says so, and a report; or give the Failed state that says what
+    went wrong."""
     ended: dict[Site, State] = {}
     with outcome() as result:
         catalogue = grown(suite, store, only)
@@ -57,6 +59,8 @@ def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     if result.reason:
         return Failed(message="\n".join([result.reason, *failed]), name=result.name)
     show_suite(catalogue, write_report(catalogue), failed)
+    if catalogue.suite.explanations:
+        write_pages(catalogue)
     return Failed(message="\n".join(failed)) if failed else None
 
 

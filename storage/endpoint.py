@@ -13,7 +13,7 @@ import tenacity
 
 from core.errors import JumpsuiteError
 from core.prompts import Prompt
-from core.suite import Endpoint
+from core.suite import Endpoint, Price
 
 KEYS = ("JUMPSUITE_API_KEY", "OPENAI_API_KEY")
 TRY_AGAIN = {408, 409, 425, 429}
@@ -25,10 +25,30 @@ TEMPLATE_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class Usage:
+    """Tokens, as the server counts them."""
+
+    prompt: int
+    answer: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt + self.answer
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(self.prompt + other.prompt, self.answer + other.answer)
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        return Usage(self.prompt - other.prompt, self.answer - other.answer)
+
+    def cost(self, price: Price) -> float:
+        return (self.prompt * price.prompt + self.answer * price.answer) / 1e6
+
+
+@dataclass(frozen=True)
 class Answer:
     text: str
-    tokens: int
-    """Of the request and the answer, as the server counts them."""
+    usage: Usage
 
 
 class Refused(JumpsuiteError):
@@ -67,9 +87,9 @@ class ChatEndpoint:
             body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": prompt.schema}}
         return body
 
-    def most_tokens(self, body: dict[str, Any]) -> int:
+    def most(self, body: dict[str, Any]) -> Usage:
         """More than a request can cost: a token is at least a byte."""
-        return sum(len(message["content"].encode()) for message in body["messages"]) + TEMPLATE_TOKENS + int(body["max_tokens"])
+        return Usage(sum(len(message["content"].encode()) for message in body["messages"]) + TEMPLATE_TOKENS, int(body["max_tokens"]))
 
     def complete(self, body: dict[str, Any], in_vain: Callable[[], None]) -> Answer:
         """The model's answer. What a server cannot do now is tried again for three minutes, at growing distances or when it says.
@@ -113,7 +133,8 @@ class ChatEndpoint:
             raise Refused(self._said(f"answered HTTP {status} ({reason})", hint))
         try:
             found = response.json()
-            return Answer(str(found["choices"][0]["message"]["content"] or ""), int(found["usage"]["total_tokens"]))
+            prompt, tokens = int(found["usage"]["prompt_tokens"]), int(found["usage"]["total_tokens"])
+            return Answer(str(found["choices"][0]["message"]["content"] or ""), Usage(prompt, tokens - prompt))
         except (ValueError, KeyError, IndexError, TypeError):
             raise Refused(self._said("gave no chat completion with its usage", "correct the address, which for most servers ends in /v1")) from None
 

@@ -5,6 +5,7 @@ explanations/SITE/NAME-KEY-KEY/TABLE.parquet, TABLE.json    a part of the latent
 """
 
 import io
+import logging
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pyarrow.parquet as pq
 
 from storage.dictionaries import DictionaryFolder
 from storage.objects import Corrupt
+
+log = logging.getLogger(__name__)
 
 
 def part_name(subject: str, what: str, first: int) -> str:
@@ -31,8 +34,12 @@ class ExplanationFolder:
         self.prefix = f"{folder.prefix.replace('dictionaries', 'explanations', 1)}-{key}"
 
     def summary(self) -> dict[str, Any] | None:
-        """Raises Corrupt when it is not what was written."""
-        return self._store.get_record(f"{self.prefix}/summary.json")
+        """What all came to, or None before that. A damaged one is reported and counts as none: it is made again from the parts."""
+        try:
+            return self._store.get_record(f"{self.prefix}/summary.json")
+        except Corrupt as damage:
+            log.warning("%s; it is made again", str(damage).partition(";")[0])
+            return None
 
     def finish(self, summary: dict[str, Any]) -> None:
         self._store.put_record(f"{self.prefix}/summary.json", summary)

@@ -2,38 +2,66 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from core.asking import forecast
 from core.errors import JumpsuiteError
 from core.key import key_of
 from core.prompts import Malformed, Prompt
+from core.suite import Endpoint
 from storage.catalogue import Catalogue
-from storage.endpoint import ChatEndpoint
+from storage.endpoint import ChatEndpoint, Usage
 from storage.objects import Store
+from storage.places import Taken
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LOOK_SECONDS = 2.0
 ATTEMPTS = 2
 """Answers to a question: of a malformed one, another is asked for."""
 
 
+def asked_for(settings: Endpoint, latents: int, positions: int) -> str:
+    """What explaining so many latents, in contexts of so many positions, will take of a language model, in a sentence."""
+    questions, prompt, answer = forecast(latents, settings.contexts, positions)
+    said = f"{questions:,} questions to {settings.model}, about {prompt + answer:,} tokens"
+    return f"{said}, which cost {Usage(prompt, answer).cost(settings.price):.2g}" if settings.price else said
+
+
 @contextmanager
 def asking(catalogue: Catalogue) -> Iterator["Asker | None"]:
-    """Who asks the suite's language model, if it has one: one process at a time, for there is one account."""
-    settings = catalogue.suite.explanations.endpoint
+    """Who asks the suite's language model, if it has one: one process at a time, for there is one account. Others wait."""
+    settings = catalogue.suite.explaining.endpoint
     if settings is None:
         yield None
         return
     spent = f"{catalogue.suite.name}/spent"
-    with catalogue.store.lock(spent):
+    with ExitStack() as held:
+        _wait_for(catalogue.store, spent, held)
         asker = Asker(catalogue.store, ChatEndpoint(settings), f"{spent}/tokens.json")
         yield asker
-        log.info("%s tokens of %s have been spent on %s", f"{asker.spent:,}", f"{settings.max_tokens:,}", settings.model)
+        log.info("%s tokens of %s have been spent on %s", f"{asker.spent.tokens:,}", f"{settings.max_tokens:,}", settings.model)
         if asker.unanswered:
             log.warning("%s questions were answered in another form than was asked for, twice, and are unscored", f"{asker.unanswered:,}")
+
+
+def _wait_for(store: Store, lock: str, held: ExitStack) -> None:
+    """Have a lock as soon as nobody else does."""
+    told = False
+    while True:
+        try:
+            held.enter_context(store.lock(lock))
+        except Taken as taken:
+            if not told:
+                log.info("%s; waiting", str(taken).partition(";")[0])
+            told = True
+            time.sleep(LOOK_SECONDS)
+        else:
+            return
 
 
 class Asker:
@@ -45,15 +73,14 @@ class Asker:
 
     def __init__(self, store: Store, endpoint: ChatEndpoint, ledger: str) -> None:
         self._store, self._endpoint, self._ledger = store, endpoint, ledger
-        self._cap = endpoint.settings.max_tokens
         self._counting, self._under_way = threading.Condition(), 0
         record = store.get_record(ledger)
-        self._spent = int(record["tokens"]) if record else 0
+        self._spent = Usage(**record) if record else Usage(0, 0)
         self.unanswered = 0
         """Questions to which no answer was well-formed."""
 
     @property
-    def spent(self) -> int:
+    def spent(self) -> Usage:
         return self._spent
 
     def ask(self, prompt: Prompt, read: Callable[[str], T]) -> T | None:
@@ -76,13 +103,13 @@ class Asker:
         place = f"answers/{key[:2]}/{key}.json"
         if known := self._store.get_record(place):
             return str(known["text"])
-        most = self._endpoint.most_tokens(body)
+        most = self._endpoint.most(body)
         self._set_aside(most)
-        cost = 0
+        cost = Usage(0, 0)
         try:
             answer = self._endpoint.complete(body, in_vain=lambda: self._require(most))
-            cost = answer.tokens
-            self._store.put_record(place, {"text": answer.text, "tokens": answer.tokens, "request": body})
+            cost = answer.usage
+            self._store.put_record(place, {"text": answer.text, "tokens": cost.tokens, "request": body})
         finally:
             with self._counting:
                 self._under_way -= 1
@@ -90,26 +117,38 @@ class Asker:
                 self._counting.notify_all()
         return answer.text
 
-    def _set_aside(self, most: int) -> None:
+    def _set_aside(self, most: Usage) -> None:
         """Count what a request may cost before it is made: of a process that is killed meanwhile nobody will know what came of it.
 
         What others cost in the end is less than was set aside for them, so they are waited for where it does not fit.
         """
         with self._counting:
-            self._counting.wait_for(lambda: not self._under_way or self._spent + most <= self._cap)
+            self._counting.wait_for(lambda: not self._under_way or self._reached(most) is None)
             self._require(most)
             self._under_way += 1
 
-    def _require(self, most: int) -> None:
+    def _require(self, most: Usage) -> None:
         with self._counting:
-            if self._spent + most > self._cap:
-                raise JumpsuiteError(
-                    f"explanations.endpoint.max_tokens is {self._cap:,}, of which {self._spent:,} are spent; expected room for the next "
-                    f"request, which may take {most:,}; raise it and run again, which goes on from there"
-                )
+            if reached := self._reached(most):
+                raise JumpsuiteError(f"{reached}; raise it and run again, which goes on from there")
             self._note(most)
 
-    def _note(self, tokens: int) -> None:
+    def _reached(self, most: Usage) -> str | None:
+        """The cap that this would go beyond."""
+        settings, spent = self._endpoint.settings, self._spent
+        if (spent + most).tokens > settings.max_tokens:
+            return (
+                f"explanations.endpoint.max_tokens is {settings.max_tokens:,}, of which {spent.tokens:,} are spent; expected room for the next "
+                f"request, which may take {most.tokens:,}"
+            )
+        if settings.price and settings.max_cost is not None and (spent + most).cost(settings.price) > settings.max_cost:
+            return (
+                f"explanations.endpoint.max_cost is {settings.max_cost:g}, of which {spent.cost(settings.price):.4g} are spent; expected room "
+                f"for the next request, which may take {most.cost(settings.price):.2g}"
+            )
+        return None
+
+    def _note(self, usage: Usage) -> None:
         with self._counting:
-            self._spent += tokens
-            self._store.put_record(self._ledger, {"tokens": self._spent})
+            self._spent += usage
+            self._store.put_record(self._ledger, vars(self._spent))

@@ -21,10 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.key import key_of
 from core.slices import slices
 from core.spec import DictionarySpec
 from storage.catalogue import Catalogue
 from storage.explanations import ExplanationFolder, part_name
+from storage.objects import Corrupt
 from tasks.contexts import HeldOutText
 from tasks.evaluate import scorecards
 from tasks.explain import LATENTS_AT_ONCE, SCORES
@@ -32,6 +34,7 @@ from tasks.explained import legend
 from tasks.progress import Progress
 from tasks.provenance import code
 from tasks.rating import chosen_latents, name_of, save_owners
+from tasks.tables import Scored
 
 PAGES = Path(__file__).parent / "browser"
 LATENTS_A_FILE = LATENTS_AT_ONCE
@@ -42,10 +45,21 @@ SHOWN = {"top": 10, "sample": 6, "quiet": 3}
 
 
 def write_pages(catalogue: Catalogue) -> str:
-    """Write the pages of the whole suite, and give where to begin."""
+    """Write the pages of the whole suite, where they are not as they would be now, and give where to begin."""
     whole = Catalogue(catalogue.suite, catalogue.store.address)
     writer = Writer(whole)
     scored = list(scorecards(whole))
+    failures = [f"{site}: {reason}" for site in whole.all_sites if (reason := whole.failure(site))]
+    of_each = [[card, whole.explanations(spec).summary()] for spec, card in scored]
+    made_of = key_of("report", code(), whole.suite.release.title, failures, of_each)
+    if writer.made_of != made_of:
+        _write_data(whole, writer, scored, failures)
+        writer.finish(made_of)
+    writer.pages()
+    return whole.store.where(f"{whole.suite.name}/report/index.html")
+
+
+def _write_data(whole: Catalogue, writer: "Writer", scored: Scored, failures: list[str]) -> None:
     text: HeldOutText | None = None
     entries, rated, owners = [], list[dict[str, Any]](), dict[str, tuple[str, str]]()
     with Progress("report", len(scored), "dictionaries") as progress:
@@ -57,7 +71,7 @@ def write_pages(catalogue: Catalogue) -> str:
                 text = text or HeldOutText(whole, spec.site, None)
                 entry |= {"explained": _scores(summary), "simulation": write_latents(writer, explanations, spec, text)}
                 for subject in entry["explained"]:
-                    for item in _to_rate(explanations, subject, text, whole.suite.explanations.seed):
+                    for item in _to_rate(explanations, subject, text, whole.suite.explaining.seed):
                         owners[item["name"]] = (str(spec), subject)
                         rated.append(item)
             entries.append(entry)
@@ -67,7 +81,6 @@ def write_pages(catalogue: Catalogue) -> str:
         save_owners(whole, owners)
         writer.data("rating", sorted(rated, key=lambda item: str(item["name"])))
     suite = whole.suite
-    failures = [f"{site}: {reason}" for site in whole.all_sites if (reason := whole.failure(site))]
     writer.data(
         "suite",
         {
@@ -82,8 +95,6 @@ def write_pages(catalogue: Catalogue) -> str:
             "made": f"Made by Jumpsuite at {code()['commit']}. All measured on held-out text.",
         },
     )
-    writer.pages()
-    return whole.store.where(f"{suite.name}/report/index.html")
 
 
 class Writer:
@@ -94,6 +105,18 @@ class Writer:
 
     def put(self, name: str, data: bytes) -> None:
         self._store.put(f"{self._prefix}/{name}", data)
+
+    @property
+    def made_of(self) -> str | None:
+        """The key of what the pages show."""
+        try:
+            record = self._store.get_record(f"{self._prefix}/data/made-of.json")
+        except Corrupt:
+            return None
+        return str(record["made_of"]) if record else None
+
+    def finish(self, made_of: str) -> None:
+        self._store.put_record(f"{self._prefix}/data/made-of.json", {"made_of": made_of})
 
     def pages(self) -> None:
         """What is the same for every suite."""

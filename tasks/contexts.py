@@ -27,7 +27,7 @@ class HeldOutText:
     def __init__(self, catalogue: Catalogue, site: Site, limit: float | None) -> None:
         self._part, self._site, self._source = catalogue.harvest.part("held_out"), site, catalogue.source
         self.device = device_of(catalogue.suite.device)
-        W = min(catalogue.suite.explanations.context, catalogue.suite.text.context)
+        W = min(catalogue.suite.explaining.context, catalogue.suite.text.context)
         tokens_SC = self._part.first_tokens(self._part.num_sequences)
         self._of_sequence = -(-tokens_SC.shape[1] // W)
         padded_SC = np.pad(tokens_SC, ((0, 0), (0, self._of_sequence * W - tokens_SC.shape[1])), constant_values=NO_TOKEN)

@@ -18,7 +18,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor
 
-from core.asking import LanguageModel, forecast
+from core.asking import LanguageModel
 from core.bootstrap import interval
 from core.decoder import nearest, token_effects
 from core.dictionary import Dictionary
@@ -34,7 +34,7 @@ from core.token_rules import explain
 from storage.catalogue import Catalogue
 from storage.explanations import ExplanationFolder, part_name
 from storage.objects import Corrupt
-from tasks.asking import Asker
+from tasks.asking import Asker, asked_for
 from tasks.contexts import HeldOutText
 from tasks.evaluate import sample_rows
 from tasks.progress import Progress
@@ -57,24 +57,28 @@ SCORES = tuple(field.name for field in fields(Scores))
 
 @task(task_run_name="explain {site}", cache_policy=NO_CACHE)
 def explain_site(catalogue: Catalogue, site: Site, asker: Asker | None = None) -> None:
-    """Leave latents of every dictionary of the site explained and scored; do nothing for those that are.
+    """Leave latents of every finished dictionary of the site explained and scored; do nothing for those that are.
 
     Args:
         asker: of the language model that explains and judges; without one, explanations are statistical.
 
     Raises:
-        JumpsuiteError: a dictionary is not trained, or the language model may cost no more or gives no answer.
+        JumpsuiteError: the language model may cost no more, or gives no answer.
     """
     for spec in catalogue.sites[site]:
-        if not catalogue.folder(spec).done:
-            raise JumpsuiteError(f"{spec} is not trained; expected a finished dictionary; run the suite first")
-    for spec in catalogue.sites[site]:
-        if _intact(catalogue.explanations(spec).summary) is None:
+        if catalogue.folder(spec).done and catalogue.explanations(spec).summary() is None:
             _explain_dictionary(catalogue, spec, asker)
 
 
+def need_trained(catalogue: Catalogue, site: Site) -> None:
+    """Raises JumpsuiteError where a dictionary of the site is not."""
+    for spec in catalogue.sites[site]:
+        if not catalogue.folder(spec).done:
+            raise JumpsuiteError(f"{spec} is not trained; expected a finished dictionary; run the suite first")
+
+
 def _explain_dictionary(catalogue: Catalogue, spec: DictionarySpec, asker: Asker | None) -> None:
-    folder, explanations, settings = catalogue.folder(spec), catalogue.explanations(spec), catalogue.suite.explanations
+    folder, explanations, settings = catalogue.folder(spec), catalogue.explanations(spec), catalogue.suite.explaining
     limit = folder.facts["inputs"]["norm_limit"]
     text = HeldOutText(catalogue, spec.site, limit)
     dictionary = folder.load().to(text.device)
@@ -146,8 +150,7 @@ class Subject:
         if self._settings.latents is not None and self._settings.latents < len(able):
             chosen = np.sort(np.random.default_rng(self._settings.seed).choice(able, self._settings.latents, replace=False))
         if self._settings.endpoint:
-            questions, tokens = forecast(len(chosen), self._settings.endpoint.contexts, self._text.tokens_XW.shape[1])
-            log.info("%s: %s questions to %s, about %s tokens", title, f"{questions:,}", self._settings.endpoint.model, f"{tokens:,}")
+            log.info("%s: %s", title, asked_for(self._settings.endpoint, len(chosen), self._text.tokens_XW.shape[1]))
         tables = []
         with Progress(f"explain {title}", len(chosen), "latents") as progress:
             for begin in range(0, len(chosen), EXPLAINED_AT_ONCE):

@@ -24,7 +24,7 @@ def table(catalogue: Catalogue) -> str:
 
 def legend(catalogue: Catalogue) -> str:
     """What the table says, and who explained."""
-    endpoint = catalogue.suite.explanations.endpoint
+    endpoint = catalogue.suite.explaining.endpoint
     by = f"Explained and judged by {endpoint.model}." if endpoint else "Explanations are rules about tokens; no language model was asked."
     return f"{_LEGEND}{by}"
 

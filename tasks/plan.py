@@ -9,9 +9,10 @@ from core.devices import DEVICES, UTILISATION
 from core.errors import ConfigError
 from core.forecast import Forecast, forecast
 from core.machine import flop_a_second, slow_bfloat16
-from core.spec import width_label
+from core.spec import DictionarySpec, width_label
 from core.suite import Suite
 from storage.catalogue import Catalogue
+from tasks.asking import asked_for
 
 
 def describe(catalogue: Catalogue, device: str | None = None, price: float | None = None) -> str:
@@ -50,6 +51,8 @@ def describe(catalogue: Catalogue, device: str | None = None, price: float | Non
         ("memory", f"main memory {_bytes(f.host_bytes)} for rows, the device {_bytes(f.device_bytes)} at the largest site; besides the libraries"),
         ("hours", f"harvest {_hours(harvest)}, training {_hours(training)}, evaluation {_hours(evaluation)}: {speed.source}"),
     ]
+    if suite.explanations:
+        lines.append(("explanations", _explanations(suite, specs)))
     if price is not None:
         hours = (harvest + training + evaluation) / 3_600
         lines.append(("price", f"{hours * price:,.0f} at {price:g} an hour of the device"))
@@ -58,6 +61,16 @@ def describe(catalogue: Catalogue, device: str | None = None, price: float | Non
     if speed.advice:
         lines.append(("advice", speed.advice))
     return "\n".join(f"{name:<14}{text}" for name, text in lines)
+
+
+def _explanations(suite: Suite, specs: list[DictionarySpec]) -> str:
+    settings = suite.explaining
+    latents = sum(min(spec.width, settings.latents or spec.width) for spec in specs) * (2 if settings.control else 1)
+    said = f"up to {latents:,} latents{', half of them random directions' if settings.control else ''}; "
+    if settings.endpoint is None:
+        return f"{said}by rules about tokens"
+    caps = [f"{settings.endpoint.max_tokens:,} tokens"] + [f"{settings.endpoint.max_cost:g} in money"] * (settings.endpoint.max_cost is not None)
+    return f"{said}{asked_for(settings.endpoint, latents, min(settings.context, suite.text.context))}; never more than {' or '.join(caps)}"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def describe(catalogue: Catalogue) -> tuple[str, bool]:
 
 
 def is_complete(catalogue: Catalogue, site: Site) -> bool:
-    """Whether every dictionary of a site is trained and scored."""
+    """Whether every dictionary of a site is trained and scored, and explained where the suite says so."""
     return all(_dictionary(catalogue, site, spec)[1] for spec in catalogue.sites[site])
 
 
@@ -43,8 +43,13 @@ def _harvest(catalogue: Catalogue) -> str:
 def _dictionary(catalogue: Catalogue, site: Site, spec: DictionarySpec) -> tuple[str, bool]:
     folder = catalogue.folder(spec)
     if scorecard := folder.scorecard(catalogue.scorecard_key(spec)):
-        loss = scorecard["loss"]["delta"]
-        return f"done     L0 {scorecard['l0']:.1f}  FVU {scorecard['fvu']:.3f}  delta loss {loss:.3f}  dead {scorecard['dead']:.1%}", True
+        scores = f"L0 {scorecard['l0']:.1f}  FVU {scorecard['fvu']:.3f}  delta loss {scorecard['loss']['delta']:.3f}  dead {scorecard['dead']:.1%}"
+        if not catalogue.suite.explanations:
+            return f"done     {scores}", True
+        if summary := catalogue.explanations(spec).summary():
+            return f"done     {scores}  explained {summary['trained']['explained']:,}", True
+        reason = catalogue.failure(site)
+        return (f"failed   {reason}" if reason else f"scored   {scores}  not yet explained"), False
     if folder.failure:
         return f"failed   {folder.failure}", False
     if reason := catalogue.failure(site):

@@ -37,7 +37,7 @@ class ChatServer:
     def __init__(self, model: Model = reader) -> None:
         self.model, self.port = model, free_port()
         self.address = f"http://127.0.0.1:{self.port}/v1"
-        self.tokens = 0
+        self.tokens = self.prompt_tokens = 0
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.faults: list[tuple[int, str | None]] = []
@@ -66,11 +66,13 @@ class ChatServer:
                     return
                 schema = body["response_format"]["json_schema"]["schema"]["properties"]
                 answer = chat.model(TASKS[next(iter(schema))], body["messages"][1]["content"])
-                usage = sum(len(message["content"].split()) for message in body["messages"]) + len(answer.split())
+                prompt = sum(len(message["content"].split()) for message in body["messages"])
+                usage = {"prompt_tokens": prompt, "total_tokens": prompt + len(answer.split())}
                 with chat.counting:
-                    chat.tokens += usage
+                    chat.prompt_tokens += prompt
+                    chat.tokens += usage["total_tokens"]
                     chat.asked.append(body)
-                data = json.dumps({"choices": [{"message": {"content": answer}}], "usage": {"total_tokens": usage}}).encode()
+                data = json.dumps({"choices": [{"message": {"content": answer}}], "usage": usage}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

@@ -45,7 +45,7 @@ def results(store: Path, suite: str = "tiny") -> dict[str, str]:
     """Everything a run leaves for use, by name, with its checksum; Prefect's database and remembered digests are not."""
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for part in ("harvests", "dictionaries", suite)
+        for part in ("harvests", "dictionaries", "explanations", suite)
         for path in sorted((store / part).rglob("*"))
         if path.is_file()
     }

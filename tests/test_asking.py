@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ from core.asking import LanguageModel
 from core.errors import JumpsuiteError
 from core.interpretability import Contexts, Scores, examine
 from core.prompts import Malformed, Prompt, read_explanation, read_numbers, to_detect, to_explain, to_recognise, to_simulate
-from core.suite import Endpoint
-from storage.endpoint import ChatEndpoint
+from core.suite import Endpoint, Suite
+from storage.catalogue import Catalogue
+from storage.endpoint import ChatEndpoint, Usage
 from storage.objects import Store
-from tasks.asking import Asker
+from tasks.asking import Asker, asking
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_what_was_asked_is_not_asked_again(server: ChatServer, tmp_path: Path) -
     again = asker(server, tmp_path)
     assert scored(LanguageModel(again.ask, spell), 'the token "x"') == before
     assert len(server.asked) == asked
-    assert again.spent == first.spent == server.tokens
+    assert again.spent.tokens == first.spent.tokens == server.tokens
 
 
 def test_a_malformed_answer_is_asked_for_once_more_and_then_unscored(server: ChatServer, tmp_path: Path) -> None:
@@ -94,11 +96,48 @@ def test_no_more_is_spent_than_was_allowed_and_with_more_it_goes_on_from_there(s
         asks = asker(server, tmp_path / "capped", max_tokens=cap)
         with pytest.raises(JumpsuiteError, match="raise it and run again, which goes on from there") as stopped:
             scored(LanguageModel(asks.ask, spell), f'the token "{spell(BANK)}"')
-        assert f"explanations.endpoint.max_tokens is {cap:,}, of which {asks.spent:,} are spent" in str(stopped.value)
-        assert 0 < server.tokens == asks.spent <= cap
+        assert f"explanations.endpoint.max_tokens is {cap:,}, of which {asks.spent.tokens:,} are spent" in str(stopped.value)
+        assert 0 < server.tokens == asks.spent.tokens <= cap
     asks = asker(server, tmp_path / "capped")
     assert scored(LanguageModel(asks.ask, spell), f'the token "{spell(BANK)}"') == expected
-    assert server.tokens == needed == asks.spent
+    assert server.tokens == needed == asks.spent.tokens
+
+
+def test_no_more_money_is_spent_than_was_allowed(server: ChatServer, tmp_path: Path) -> None:
+    price = {"prompt": 2.0, "answer": 10.0}
+    asks = asker(server, tmp_path, price=price, max_cost=0.01)
+
+    def ask_on() -> None:
+        for number in range(10**3):
+            asks.ask(to_detect('the token "x"', [[f"excerpt {number}"]]), lambda answer: answer)
+
+    with pytest.raises(JumpsuiteError, match=r"explanations.endpoint.max_cost is 0.01, of which 0.00\d+ are spent") as stopped:
+        ask_on()
+    assert "raise it and run again" in str(stopped.value)
+    assert asks.spent == Usage(server.prompt_tokens, server.tokens - server.prompt_tokens)
+    assert 0.006 < (server.prompt_tokens * 2 + (server.tokens - server.prompt_tokens) * 10) / 1e6 <= 0.01
+    assert asker(server, tmp_path, price=price, max_cost=0.01).spent == asks.spent, "the account is kept"
+
+
+def test_who_asks_for_the_same_suite_waits_until_the_other_has_ended(
+    tiny_suite: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    endpoint = {"address": "http://127.0.0.1:9/v1", "model": "reader", "max_tokens": 10}
+    suite, said = Suite.model_validate(tiny_suite | {"explanations": {"endpoint": endpoint}}), list[str]()
+
+    def second() -> None:
+        with asking(Catalogue(suite, tmp_path)):
+            said.append("second")
+
+    with asking(Catalogue(suite, tmp_path)):
+        other = threading.Thread(target=second)
+        other.start()
+        time.sleep(3)
+        said.append("first")
+    other.join()
+    assert said == ["first", "second"]
+    assert sum("being worked on by another run; waiting" in record.message for record in caplog.records) == 1
 
 
 def test_of_many_threads_none_spends_what_another_has_set_aside(server: ChatServer, tmp_path: Path) -> None:
@@ -116,7 +155,7 @@ def test_of_many_threads_none_spends_what_another_has_set_aside(server: ChatServ
     for thread in threads:
         thread.join()
     assert said, "the cap was reached"
-    assert server.tokens == asks.spent <= 3_000
+    assert server.tokens == asks.spent.tokens <= 3_000
     assert 3_000 - server.tokens < 1_500, "as near as the next request might have cost"
 
 
@@ -131,7 +170,7 @@ def test_an_answer_that_was_lost_on_its_way_counts_for_as_much_as_it_may_have_co
     server.faults, asks = [(0, None)], asker(server, tmp_path)
     prompt = to_detect('the token "x"', [["y"]])
     assert asks.ask(prompt, lambda answer: answer) == '{"active": [0]}'
-    assert asks.spent == server.tokens + sum(len(message["content"].encode()) for message in prompt.messages) + 128 + prompt.answer_tokens
+    assert asks.spent.tokens == server.tokens + sum(len(message["content"].encode()) for message in prompt.messages) + 128 + prompt.answer_tokens
 
 
 def test_a_server_that_is_busy_is_asked_again_when_it_says(server: ChatServer, tmp_path: Path) -> None:
@@ -140,7 +179,7 @@ def test_a_server_that_is_busy_is_asked_again_when_it_says(server: ChatServer, t
     asks = asker(server, tmp_path)
     assert asks.ask(to_detect('the token "x"', [["y"]]), lambda answer: answer) == '{"active": [0]}'
     assert time.monotonic() - began > 1.5
-    assert asks.spent == server.tokens
+    assert asks.spent.tokens == server.tokens
 
 
 @pytest.mark.parametrize(("code", "hint"), [(401, "set JUMPSUITE_API_KEY"), (404, "correct explanations.endpoint")])
@@ -149,7 +188,7 @@ def test_a_server_that_refuses_is_named_at_once_and_nothing_is_counted(server: C
     with pytest.raises(JumpsuiteError, match=hint) as refused:
         asks.ask(to_detect('the token "x"', [["y"]]), lambda answer: answer)
     assert f"explanations.endpoint.address is '{server.address}'" in str(refused.value)
-    assert asks.spent == 0
+    assert asks.spent.tokens == 0
 
 
 def test_the_key_is_sent_and_kept_nowhere(server: ChatServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

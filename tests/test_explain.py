@@ -30,22 +30,28 @@ SITE, CONTEXT, W = "L01.resid_post", 32, 12
 TOP, SAMPLE, QUIET = 3, 12, 6
 
 
-@pytest.fixture(scope="module")
-def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def suite_fields(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
     fields = tiny_fields(tiny_model, tiny_text)
     fields["sites"] = {"layers": [1], "kinds": ["resid_post"]}
     fields["dictionaries"] = [{"widths": 64, "target_l0s": 8}, {"architecture": "topk", "widths": 64, "target_l0s": 8}]
     fields["training"] |= {"tokens": 15_360}
-    fields["explanations"] = {"latents": 20, "context": W, "top": TOP, "sample": SAMPLE, "quiet": QUIET, "least_contexts": 5}
-    return write_suite(fields, tmp_path_factory)
+    return fields
 
 
 @pytest.fixture(scope="module")
-def trained(prefect_server: str, suite_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with trained dictionaries."""
+def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite that says how its latents are explained."""
+    how = {"latents": 20, "context": W, "top": TOP, "sample": SAMPLE, "quiet": QUIET, "least_contexts": 5}
+    return write_suite(suite_fields(tiny_model, tiny_text) | {"explanations": how}, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def trained(prefect_server: str, tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with trained dictionaries, of the same suite without a word of explanations."""
     store = tmp_path_factory.mktemp("store") / "runs"
-    run = here("run", suite_file, "--store", store)
+    run = here("run", write_suite(suite_fields(tiny_model, tiny_text), tmp_path_factory), "--store", store)
     assert run.returncode == 0, run.stderr
+    assert not (store / "explanations").exists()
     return store
 
 
@@ -76,6 +82,40 @@ def test_the_command_shows_what_latents_mean_beside_a_control_and_how_far_that_p
         for subject in ("trained", "control"):
             assert summary[subject]["explained"] == summary[subject]["drawn"] == min(20, summary[subject]["able"])
             assert -1 <= summary[subject]["pearson"]["low"] <= summary[subject]["pearson"]["mean"] <= summary[subject]["pearson"]["high"] <= 1
+
+
+def test_a_run_explains_the_latents_of_a_suite_that_says_how_and_status_tells(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    mine = copy_of_trained(store, tmp_path)
+    (mine / "tiny").unlink()
+    status = here("status", suite_file, "--store", mine)
+    assert status.stdout.count("not yet explained") == 2
+    assert "\nnext: jumpsuite run" in status.stdout
+    run = here("run", suite_file, "--store", mine)
+    assert run.returncode == 0, run.stderr
+    assert explanations(mine) == explanations(store)
+    status = here("status", suite_file, "--store", mine)
+    assert status.stdout.count("explained 20") == 2
+    assert "\nnext: jumpsuite report" in status.stdout
+    pages = {path: path.stat().st_mtime_ns for path in (mine / "tiny/report/data").rglob("*.js")}
+    assert pages
+    assert here("run", suite_file, "--store", mine).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (mine / "tiny/report/data").rglob("*.js")} == pages, "nothing was written again"
+    titled = here("report", suite_file, "--store", mine, "--set", "release.title=Another")
+    assert titled.returncode == 0
+    assert "Another" in (mine / "tiny/report/data/suite.js").read_text()
+
+
+def test_a_plan_says_what_explaining_takes(explained: Any, suite_file: Path) -> None:
+    plan = here("plan", suite_file, "--store", explained[0])
+    assert "explanations  up to 80 latents, half of them random directions; by rules about tokens" in plan.stdout
+    endpoint = "{address: http://127.0.0.1:9, model: reader, max_tokens: 1000, price: {prompt: 1, answer: 2}, max_cost: 3}"
+    asked = here("plan", suite_file, "--store", explained[0], "--set", f"explanations.endpoint={endpoint}")
+    assert "questions to reader, about" in asked.stdout
+    assert "never more than 1,000 tokens or 3 in money" in asked.stdout
+    unpriced = here("plan", suite_file, "--set", "explanations.endpoint={address: http://127.0.0.1:9, model: reader, max_tokens: 9, max_cost: 3}")
+    assert unpriced.returncode == 2
+    assert "max_cost is set without price" in unpriced.stderr
 
 
 def test_what_is_explained_is_left_as_it_is(explained: Any, suite_file: Path) -> None:

@@ -105,6 +105,7 @@ def suite_file(tiny_model: Path, tiny_text: Path, tmp_path_factory: pytest.TempP
     fields = tiny_fields(tiny_model, tiny_text)
     fields["harvest"]["block_sequences"] = 64
     fields["sites"]["kinds"] = ["resid_post", "mlp_out"]
+    fields["explanations"] = {"latents": 6, "least_contexts": 3}
     return write_suite(fields, tmp_path_factory)
 
 
