@@ -259,8 +259,10 @@ class Price(Section):
 class Endpoint(Section):
     """A language model behind a server that speaks OpenAI's chat completions. Its key is in the environment: JUMPSUITE_API_KEY or OPENAI_API_KEY."""
 
-    address: str = Field(pattern=r"^https?://[^\s@]+$", examples=["http://127.0.0.1:8000/v1"])
+    address: str = Field(pattern=r"^(local|https?://[^\s@]+)$", examples=["http://127.0.0.1:8000/v1"])
+    """Of the server; `local` runs the model here, on the suite's device."""
     model: str = Field(min_length=1, examples=["google/gemma-3-27b-it"])
+    """As the server calls it; of a local one what `model.source` may be."""
     max_tokens: int = Field(gt=0, examples=[5_000_000])
     """Of all requests and answers of the suite together. It is never exceeded: who reaches it raises it and runs again."""
     price: Price | None = Field(None, examples=[{"prompt": 0.1, "answer": 0.4}])

@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     rated = on_suite("ratings", ratings, "Join what people rated on the report's rating page with whose latents those were.")
     rated.add_argument("files", metavar="FILE", nargs="+", help="files that the page saved, one a rater")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
+    exported = on_suite("export", export, "Write what was explained for other people's tools: Neuronpedia, or delphi.")
+    exported.add_argument("--as", required=True, choices=("neuronpedia", "delphi"), dest="format", help="whose format")
+    exported.add_argument("--to", required=True, metavar="DIR", help="folder to write it in")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
     release.add_argument("--to", metavar="DIR", help="folder or bucket of the release (default: <store>/<suite name>/release)")
     deployed = command(
@@ -211,6 +214,15 @@ def ratings(options: argparse.Namespace) -> int:
     from tasks.rating import joined
 
     print(joined(catalogue, {file: _text(file, "FILE", "what the rating page saved") for file in options.files}))
+    return DONE
+
+
+def export(options: argparse.Namespace) -> int:
+    catalogue = _catalogue(options)
+    from tasks.export import write
+
+    for place in write(catalogue, options.format, Path(options.to)):
+        print(place)
     return DONE
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
+from core.anatomy import device_of
 from core.asking import forecast
 from core.errors import JumpsuiteError
 from core.key import key_of
@@ -14,6 +15,7 @@ from core.prompts import Malformed, Prompt
 from core.suite import Endpoint
 from storage.catalogue import Catalogue
 from storage.endpoint import ChatEndpoint, Usage
+from storage.local_model import LocalModel
 from storage.objects import Store
 from storage.places import Taken
 
@@ -42,11 +44,17 @@ def asking(catalogue: Catalogue) -> Iterator["Asker | None"]:
     spent = f"{catalogue.suite.name}/spent"
     with ExitStack() as held:
         _wait_for(catalogue.store, spent, held)
-        asker = Asker(catalogue.store, ChatEndpoint(settings), f"{spent}/tokens.json")
+        asker = Asker(catalogue.store, _endpoint(catalogue, settings), f"{spent}/tokens.json")
         yield asker
         log.info("%s tokens of %s have been spent on %s", f"{asker.spent.tokens:,}", f"{settings.max_tokens:,}", settings.model)
         if asker.unanswered:
             log.warning("%s questions were answered in another form than was asked for, twice, and are unscored", f"{asker.unanswered:,}")
+
+
+def _endpoint(catalogue: Catalogue, settings: Endpoint) -> ChatEndpoint | LocalModel:
+    if settings.address == "local":
+        return LocalModel(catalogue.store, settings, device_of(catalogue.suite.device))
+    return ChatEndpoint(settings)
 
 
 def _wait_for(store: Store, lock: str, held: ExitStack) -> None:
@@ -71,7 +79,7 @@ class Asker:
         ledger: the key of a record of the tokens that were spent so far, for which no other process asks meanwhile.
     """
 
-    def __init__(self, store: Store, endpoint: ChatEndpoint, ledger: str) -> None:
+    def __init__(self, store: Store, endpoint: ChatEndpoint | LocalModel, ledger: str) -> None:
         self._store, self._endpoint, self._ledger = store, endpoint, ledger
         self._counting, self._under_way = threading.Condition(), 0
         record = store.get_record(ledger)

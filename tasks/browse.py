@@ -168,7 +168,7 @@ def _to_rate(explanations: ExplanationFolder, subject: str, text: HeldOutText, s
     latents = chosen_latents(explanations, subject, seed)
     for first in sorted({latent // LATENTS_AT_ONCE * LATENTS_AT_ONCE for latent in latents}):
         table = explanations.need(part_name(subject, "examples", first))
-        for latent, examples in _examples(table, text.tokens_XW.shape[1], latents).items():
+        for latent, examples in contexts_of(table, text.tokens_XW.shape[1], latents).items():
             yield {
                 "name": name_of(explanations, subject, latent),
                 "examples": [[kind, text.pieces(context), places, values] for kind, context, places, values in examples if kind != "quiet"],
@@ -192,7 +192,7 @@ def write_latents(writer: Writer, explanations: ExplanationFolder, spec: Diction
 
 
 def _pages(explanations: ExplanationFolder, first: int, last: int, text: HeldOutText) -> Iterator[dict[str, Any]]:
-    examples = _examples(explanations.need(part_name("trained", "examples", first)), text.tokens_XW.shape[1])
+    examples = contexts_of(explanations.need(part_name("trained", "examples", first)), text.tokens_XW.shape[1])
     decoder = explanations.need(part_name("trained", "decoder", first))
     columns = {name: decoder[name].to_pylist() for name in decoder.column_names}
     for latent in range(first, last):
@@ -207,7 +207,7 @@ def _pages(explanations: ExplanationFolder, first: int, last: int, text: HeldOut
         }
 
 
-def _examples(table: pa.Table, positions: int, only: list[int] | None = None) -> dict[int, list[list[Any]]]:
+def contexts_of(table: pa.Table, positions: int, only: list[int] | None = None) -> dict[int, list[list[Any]]]:
     """Of each latent the contexts to be shown, from both halves of the text: kind, number, where it fires there, and how strongly."""
     if only is not None:
         table = table.filter(pc.is_in(table["latent"], pa.array(only, pa.int32())))

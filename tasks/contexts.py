@@ -59,6 +59,10 @@ class HeldOutText:
         """The texts of a context's tokens; nothing where its sequence has ended."""
         return ["" if token == NO_TOKEN else self.spell(token) for token in self.tokens_XW[context].tolist()]
 
+    def in_sequence(self, contexts: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Of places in contexts the sequence, and the position there."""
+        return contexts // self._of_sequence, contexts % self._of_sequence * self.tokens_XW.shape[1] + places
+
     def is_shown(self, contexts: Tensor) -> Tensor:
         """Which contexts are shown to who explains: those of every other sequence. In the others explanations are put to the test."""
         return contexts // self._of_sequence % 2 == 0

@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 from core.spec import DictionarySpec, width_label
 from storage.catalogue import Catalogue
 from tasks.evaluate import scorecards
+from tasks.explained import legend
+from tasks.explained import table as explained_table
+from tasks.meaning import sentences as meaning
 from tasks.report import l0_axis
 from tasks.tables import Scored, grid, markdown, rows_of
 
@@ -268,6 +271,9 @@ def write_study(catalogue: Catalogue) -> Study | None:
     suite, said = catalogue.suite, sentences(chosen)
     rates = [cell for cell in cells if cell not in chosen]
     parts = [f"# {suite.name}", *said, markdown(table_lines(chosen)), LEGEND, "![FVU and delta loss against L0](study.svg)"]
+    if explained := explained_table(catalogue):
+        said += meaning(catalogue, scored)
+        parts += ["## What latents mean", *meaning(catalogue, scored), f"```\n{explained}\n```", legend(catalogue)]
     parts += ["Learning rates that were tried and served less well:", markdown(table_lines(rates))] if rates else []
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([row for cell in cells for row in cell.rows]), sink)

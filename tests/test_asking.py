@@ -1,6 +1,7 @@
 """A language model over HTTP: planted meanings come out, each thing is asked once, no token too many is spent, and what is malformed is unscored."""
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -9,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from chat_server import ChatServer, reader
 from test_token_rules import BANK, N, W, text
+from transformers import AutoTokenizer
 
 from core.asking import LanguageModel
-from core.errors import JumpsuiteError
+from core.errors import ConfigError, JumpsuiteError
 from core.interpretability import Contexts, Scores, examine
 from core.prompts import Malformed, Prompt, read_explanation, read_numbers, to_detect, to_explain, to_recognise, to_simulate
 from core.suite import Endpoint, Suite
 from storage.catalogue import Catalogue
 from storage.endpoint import ChatEndpoint, Usage
+from storage.local_model import LocalModel
 from storage.objects import Store
 from tasks.asking import Asker, asking
 
@@ -196,6 +200,42 @@ def test_the_key_is_sent_and_kept_nowhere(server: ChatServer, tmp_path: Path, mo
     asker(server, tmp_path).ask(to_detect('the token "x"', [["y"]]), lambda answer: answer)
     assert server.keys == ["Bearer a-secret-key"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"a-secret-key" in path.read_bytes()]
+
+
+# A model in this process
+
+
+def test_a_local_model_is_asked_as_a_server_is_and_counts_its_own_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """A small random model says nothing that could be read: two attempts, which are two answers, and what is asked again costs nothing."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+    tokenizer.save_pretrained(folder)
+    endpoint = Endpoint(address="local", model=str(folder), max_tokens=100_000)
+    prompt, read = to_detect('the token "x"', [["y"]]), list[str]()
+
+    def refuse(answer: str) -> None:
+        read.append(answer)
+        raise Malformed("no")
+
+    model = LocalModel(Store(tmp_path / "store"), endpoint, torch.device("cpu"))
+    asks = Asker(Store(tmp_path / "store"), model, "spent/tokens.json")
+    assert asks.ask(prompt, refuse) is None
+    question = "<bos>" + "".join(f"{message['role']}: {message['content']}\n" for message in prompt.messages) + "assistant:"
+    expected = len(tokenizer(question, add_special_tokens=False)["input_ids"])
+    assert asks.spent.prompt == 2 * expected
+    assert 2 <= asks.spent.answer <= 2 * prompt.answer_tokens
+    again = Asker(Store(tmp_path / "store"), LocalModel(Store(tmp_path / "store"), endpoint, torch.device("cpu")), "spent/tokens.json")
+    assert again.ask(prompt, refuse) is None
+    assert again.spent == asks.spent
+    assert read[:2] == read[2:]
+    assert read[0] != read[1]
+
+
+def test_a_local_model_that_cannot_answer_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    for model, wrong in ((str(tiny_model), "has no chat template"), (str(tmp_path / "none.gguf"), "is not there")):
+        with pytest.raises(ConfigError, match=f"explanations.endpoint.model is '{model}', which {wrong}"):
+            LocalModel(Store(tmp_path / "store"), Endpoint(address="local", model=model, max_tokens=10), torch.device("cpu"))
 
 
 # Prompts

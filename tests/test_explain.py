@@ -1,6 +1,7 @@
 """`jumpsuite explain`: the contexts that it collects are those that a search of the whole text finds, what it finished it leaves, and what was
 killed or damaged ends in the same bytes."""
 
+import gzip
 import itertools
 import json
 import os
@@ -346,6 +347,67 @@ def test_explaining_leaves_what_a_run_made_as_it_was(explained: Any, suite_file:
     assert here("explain", suite_file, "--store", mine, "--set", "explanations.latents=5").returncode == 0
     assert explanations(mine)
     assert results(store) == before
+
+
+# Other people's formats
+
+
+def test_an_export_for_delphi_holds_every_activation_of_the_held_out_text(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    export = here("export", suite_file, "--store", store, "--as", "delphi", "--to", tmp_path / "delphi")
+    assert export.returncode == 0, export.stderr
+    for dictionary in ("width_64_l0_8", "topk_width_64_l0_8"):
+        tokens, is_text, f = held_out(store, dictionary)
+        folder = tmp_path / "delphi/latents" / f"{SITE}.{dictionary}"
+        assert str(folder) in export.stdout
+        cache = safetensors.numpy.load_file(folder / "0_63.safetensors")
+        assert np.array_equal(cache["tokens"], tokens)
+        rebuilt = np.zeros((*tokens.shape, 64), np.float32)
+        rebuilt[tuple(cache["locations"].T)] = cache["activations"]
+        assert len(np.unique(cache["locations"], axis=0)) == len(cache["locations"]) == len(cache["activations"])
+        np.testing.assert_allclose(rebuilt, np.where(is_text[..., None], f, 0), rtol=1e-4, atol=1e-5)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["n_tokens"] == tokens.size
+        assert config["ctx_len"] == tokens.shape[1]
+
+
+def test_an_export_for_neuronpedia_says_of_every_latent_what_the_report_does(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    store, _ = explained
+    export = here("export", suite_file, "--store", store, "--as", "neuronpedia", "--to", tmp_path)
+    assert export.returncode == 0, export.stderr
+
+    def lines(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+
+    sources = sorted((tmp_path / "v1/model").iterdir())
+    assert [source.name for source in sources] == ["1-tiny-resid-post-topk-width-64-l0-8", "1-tiny-resid-post-width-64-l0-8"]
+    for source, dictionary in zip(sources, ("topk_width_64_l0_8", "width_64_l0_8"), strict=True):
+        features, activations, said = (lines(source / kind / "batch-0.jsonl.gz") for kind in ("features", "activations", "explanations"))
+        (about,) = map(json.loads, (source / "source.jsonl").read_text().splitlines())
+        assert about["id"] == source.name
+        frequencies = [row["frequency"] for row in table(store, dictionary, "trained-latents-0000000")]
+        assert [feature["index"] for feature in features] == list(range(64))
+        assert [feature["frac_nonzero"] for feature in features] == frequencies
+        rows = table(store, dictionary, "trained-explanations-0000000")
+        assert [(line["index"], line["description"]) for line in said] == [(row["latent"], row["explanation"]) for row in rows]
+        assert len({line["id"] for line in [*activations, *said]}) == len(activations) + len(said)
+        for line in activations:
+            assert line["values"][line["maxValueTokenIndex"]] == line["maxValue"] == max(line["values"]) > 0
+            assert len(line["values"]) == len(line["tokens"])
+            assert line["maxValue"] <= features[line["index"]]["maxActApprox"]
+        assert {line["index"] for line in activations} == {index for index, frequency in enumerate(frequencies) if frequency}
+        assert all(line["modelId"] == "model" and line["layer"] == source.name for line in [*features, *activations, *said])
+
+
+def test_nothing_is_exported_of_a_suite_without_explanations(explained: Any, suite_file: Path, tmp_path: Path) -> None:
+    mine = copy_of_trained(explained[0], tmp_path)
+    export = here("export", suite_file, "--store", mine, "--as", "delphi", "--to", tmp_path / "out")
+    assert export.returncode == 1
+    assert "has nothing explained yet; expected explanations; run jumpsuite explain first" in export.stderr
+    (tmp_path / "file").write_text("")
+    export = here("export", suite_file, "--store", explained[0], "--as", "delphi", "--to", tmp_path / "file")
+    assert export.returncode == 2
+    assert "which cannot be written" in export.stderr
 
 
 # Pages

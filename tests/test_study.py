@@ -92,6 +92,7 @@ def fields(tiny_model: Path, tiny_text: Path) -> dict[str, Any]:
     fields["dictionaries"][0]["seeds"] = [0, 1]
     fields["dictionaries"][2]["learning_rates"] = [1e-3, 5e-3]
     fields["training"] |= {"l0_control": 0.02, "tokens": 15_360}
+    fields["explanations"] = {"latents": 30, "least_contexts": 5, "control": False}
     return fields
 
 
@@ -130,6 +131,21 @@ def test_a_study_leaves_a_table_its_numbers_and_two_pictures(studied):
     text = (folder / "study.md").read_text()
     assert "Learning rates that were tried and served less well" in text
     assert not (folder / "release").exists()
+
+
+@pytest.mark.long
+def test_a_study_says_of_each_architecture_how_many_of_its_latents_are_well_simulated(studied):
+    _, store, ran = studied
+    said = next(line for line in ran.stdout.splitlines() if line.startswith("Latents simulated with a correlation above 0.9: "))
+    for name in ARCHITECTURES:
+        prefix = "" if name == "jumprelu" else f"{name}_"
+        paths = [path for path in (store / "explanations").rglob("trained-explanations-*.parquet") if path.parent.name.startswith(f"{prefix}width_")]
+        scores = [row["pearson"] for path in paths for row in pq.read_table(path).to_pylist() if row["pearson"] is not None]
+        assert f"{name} {sum(score > 0.9 for score in scores) / len(scores):.1%} (" in said
+        assert f"of {len(scores):,})" in said
+    text = (store / "tiny/study.md").read_text()
+    assert "## What latents mean" in text
+    assert said in text
 
 
 @pytest.mark.long
