@@ -58,8 +58,8 @@ class Dictionary:
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in TENSORS}
 
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
-        return Dictionary(**{name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}, k=self.k)
+    def to(self, device: torch.device) -> "Dictionary":
+        return Dictionary(**{name: tensor.to(device) for name, tensor in self.tensors().items()}, k=self.k)
 
 
 def keep_largest(z_BL: Tensor, k: int) -> Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.dictionary import Dictionary
+from core.dictionary import Dictionary, keep_largest
 
 FREQUENCY_EDGES = tuple(-5 + 0.5 * i for i in range(11))
 """Bins of the firing-frequency histogram, in log10; rarer latents that fired count in the first."""
@@ -83,6 +83,27 @@ class RowFidelity:
         return [int(count) for count in np.histogram(fired, FREQUENCY_EDGES)[0]]
 
 
+@dataclass(frozen=True)
+class InBfloat16(Dictionary):
+    """What a dictionary computes in bfloat16: products summed in float32 and then rounded, as units for it do, also on machines without any."""
+
+    @classmethod
+    def of(cls, dictionary: Dictionary) -> "InBfloat16":
+        return cls(**{name: _rounded(tensor) for name, tensor in dictionary.tensors().items()}, k=dictionary.k)
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        z_BL = _rounded(_rounded(_rounded(x_BD) @ self.W_enc) + self.b_enc)
+        f_BL = z_BL * (z_BL > self.threshold)
+        return f_BL if self.k is None else keep_largest(f_BL, self.k)
+
+    def decode(self, f_BL: Tensor) -> Tensor:
+        return _rounded(_rounded(f_BL @ self.W_dec) + self.b_dec)
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.bfloat16().float()
+
+
 _TINY = np.float32(1e-30)
 
 
@@ -92,19 +113,18 @@ def _sum(values_B: PerRow) -> float:
 
 @torch.no_grad()
 def row_fidelity(dictionary: Dictionary, rows: Iterable[Tensor], mean: npt.NDArray[Any]) -> RowFidelity:
-    """Score a dictionary on raw activations, in the dictionary's type.
+    """Score a dictionary on raw activations.
 
     Args:
         rows: batches B x D, at least one. mean: D, of the same rows: what FVU compares with.
     """
-    device, dtype = dictionary.b_dec.device, dictionary.b_dec.dtype
+    device = dictionary.b_dec.device
     mean_D, fired_L = torch.from_numpy(mean).to(device).float(), torch.zeros(len(dictionary.b_enc), dtype=torch.float64)
     measured = []
     for batch in rows:
-        x_BD = batch.to(device)
-        f_BL = dictionary.encode(x_BD.to(dtype))
-        out_BD, x_BD = dictionary.decode(f_BL).float(), x_BD.float()
-        fired_BL = f_BL > 0
+        x_BD = batch.to(device).float()
+        f_BL = dictionary.encode(x_BD)
+        out_BD, fired_BL = dictionary.decode(f_BL), f_BL > 0
         fired_L += fired_BL.sum(0).cpu()
         each = (fired_BL.sum(1), _square(out_BD - x_BD), _square(x_BD - mean_D), _square(x_BD), _square(out_BD), (x_BD * out_BD).sum(1))
         measured.append(torch.stack([values.float() for values in each]).cpu())

@@ -1,8 +1,8 @@
 """Splices: what a model predicts with something else in a site's place, for many replacements at once.
 
 Delta loss is Gemma Scope's (arXiv:2408.05147, section 4.1): the increase of the loss when a reconstruction is spliced in. For all replacements of a
-site, the blocks below it run once; only those above run again for each. Logits are made a few positions at a time, for vocabularies are large, and
-those of the intact model once.
+site, the blocks below it run once; only those above run again for each. Vocabularies are large, so logits are never there as a whole: they are made
+tile by tile for all replacements together, and nothing but sums is kept of them.
 
 Shapes, in suffixes: S sequences, C positions of a sequence, D dimensions of the activation, P predictions that count, V tokens of the vocabulary.
 """
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from core.anatomy import Anatomy
 from core.site import Site
+from core.slices import slices
 
-LOGITS_AT_ONCE = 2**27
-"""Half a gigabyte, four times over while they are worked with: enough for the product to be at its quickest."""
+TILES = {"cpu": (256, 2_048), "cuda": (1_024, 16_384)}
+"""Positions, and tokens of the vocabulary, whose logits are held at a time, of all cases: what a CPU's caches hold, and what keeps a GPU at work."""
 
 Replacement = Callable[[Tensor], Tensor]
 """Rows B x D, float32, to rows of the same shape."""
@@ -47,15 +48,15 @@ def spliced_predictions(
     replacements: Mapping[str, Replacement],
     tokens_SC: Tensor,
     is_text_SC: Tensor,
-    at_once: int | None = None,
+    tile: tuple[int, int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[Predictions, dict[str, Predictions]]:
     """The intact model's predictions, and those with each replacement in the site's place; at special tokens the site keeps its own.
 
     Args:
         tokens_SC: int64. is_text_SC: which are text, not special tokens; the predictions that count are those of `predicted`.
-        at_once: positions whose logits are held at a time, of the intact model and of one replacement; by default LOGITS_AT_ONCE over V.
-        advance: told how many predictions of a replacement were made, time after time.
+        tile: positions, and tokens of the vocabulary, whose logits are held at a time; by default the device's of TILES.
+        advance: told how many predictions with replacements were made, time after time.
     """
     counts_SC = is_text_SC[:, 1:]
     targets_P = tokens_SC[:, 1:][counts_SC]
@@ -70,7 +71,7 @@ def spliced_predictions(
         changed_SCD[is_text_SC] = replace(own_SCD[is_text_SC].float()).to(own_SCD.dtype)
         with _resumed(anatomy, site, below, changed_SCD):
             rows[name] = predicting(_hidden(anatomy, tokens_SC))
-    made = _predictions(anatomy, rows, targets_P, at_once or max(1, LOGITS_AT_ONCE // anatomy.unembedding.weight.shape[0]), advance)
+    made = _predictions(anatomy, rows, targets_P, tile or TILES.get(tokens_SC.device.type, TILES["cpu"]), advance)
     return made.pop(""), made
 
 
@@ -127,33 +128,43 @@ class _Known(nn.Module):
 
 
 def _predictions(
-    anatomy: Anatomy, rows: dict[str, Tensor], targets_P: Tensor, at_once: int, advance: Callable[[int], None]
+    anatomy: Anatomy, rows: dict[str, Tensor], targets_P: Tensor, tile: tuple[int, int], advance: Callable[[int], None]
 ) -> dict[str, Predictions]:
     """Of the last hidden state in each case, P x d_model; the first is the intact model's."""
-    none = torch.zeros(0)
-    pieces = {name: [(none, none)] for name in rows}
-    intact, *others = rows
-    for begin in range(0, len(targets_P), at_once):
-        here = slice(begin, begin + at_once)
-        target_P1 = targets_P[here, None]
-        intact_PV = _logits(anatomy, rows[intact][here])
-        normaliser_P = intact_PV.logsumexp(-1)
-        loss_P = normaliser_P - intact_PV.gather(1, target_P1)[:, 0]
-        pieces[intact].append((loss_P.cpu(), torch.zeros(len(loss_P))))
-        p_PV = (intact_PV - normaliser_P[:, None]).exp_()
-        for name in others:
-            logits_PV = _logits(anatomy, rows[name][here])
-            its_P = logits_PV.logsumexp(-1)
-            loss_P = its_P - logits_PV.gather(1, target_P1)[:, 0]
-            # sum p (log p - log q). The difference of the logits is taken first: it is small where the predictions are alike.
-            divergence_P = (p_PV[:, None] @ torch.sub(intact_PV, logits_PV, out=logits_PV)[:, :, None])[:, 0, 0] - (normaliser_P - its_P)
-            pieces[name].append((loss_P.cpu(), divergence_P.cpu()))
-            advance(len(loss_P))
-    return {name: Predictions(*(torch.cat(parts) for parts in zip(*of_case, strict=True))) for name, of_case in pieces.items()}
+    losses, divergences = [torch.zeros(len(rows), 0)], [torch.zeros(len(rows), 0)]
+    for begin in range(0, len(targets_P), tile[0]):
+        here = slice(begin, begin + tile[0])
+        loss_KP, divergence_KP = _compared(anatomy, torch.stack([hidden[here] for hidden in rows.values()]), targets_P[here], tile[1])
+        losses.append(loss_KP.cpu())
+        divergences.append(divergence_KP.cpu())
+        advance(loss_KP[1:].numel())
+    return {name: Predictions(*pair) for name, *pair in zip(rows, torch.cat(losses, 1), torch.cat(divergences, 1), strict=True)}
 
 
-def _logits(anatomy: Anatomy, hidden: Tensor) -> Tensor:
-    """float32, as the model's own forward pass makes them."""
-    logits: Tensor = anatomy.unembedding(hidden).float()
-    softcap = anatomy.softcap
-    return softcap * torch.tanh(logits / softcap) if softcap else logits
+def _compared(anatomy: Anatomy, hidden_KPD: Tensor, targets_P: Tensor, tokens_at_once: int) -> tuple[Tensor, Tensor]:
+    """Losses and divergences of K cases, the intact one first: K x P both.
+
+    The vocabulary is gone through once for all cases. What is kept of what was passed are sums relative to the highest logit so far: of e^z, which
+    the normaliser is made of, and of e^a (a - z), with a the intact model's logits, which the divergence is made of.
+    """
+    K, P, _ = hidden_KPD.shape
+    rows, head = hidden_KPD.flatten(0, 1), anatomy.unembedding
+    highest_KP = hidden_KPD.new_full((K, P), float("-inf"), dtype=torch.float32)
+    exponentials_KP, differences_KP, of_target_KP = (torch.zeros_like(highest_KP) for _ in range(3))
+    for tokens in slices(head.weight.shape[0], tokens_at_once):
+        logits_KPV = nn.functional.linear(rows, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float().view(K, P, -1)
+        if anatomy.softcap:
+            logits_KPV.div_(anatomy.softcap).tanh_().mul_(anatomy.softcap)
+        here = (tokens.start <= targets_P) & (targets_P < tokens.stop)
+        of_target_KP[:, here] = logits_KPV[:, here, targets_P[here] - tokens.start]
+        before_KP, highest_KP = highest_KP, torch.maximum(highest_KP, logits_KPV.amax(-1))
+        scale_KP = (before_KP - highest_KP).exp()
+        e_KPV = (logits_KPV - highest_KP[..., None]).exp_()
+        exponentials_KP = exponentials_KP * scale_KP + e_KPV.sum(-1)
+        # The difference of the logits is taken first: it is small where the predictions are alike.
+        torch.sub(logits_KPV[0], logits_KPV[1:], out=logits_KPV[1:])
+        differences_KP *= scale_KP[0]
+        differences_KP[1:] += torch.einsum("kpv,pv->kp", logits_KPV[1:], e_KPV[0])
+    normaliser_KP = highest_KP + exponentials_KP.log()
+    divergence_KP = differences_KP / exponentials_KP[0] - (normaliser_KP[0] - normaliser_KP)
+    return normaliser_KP - of_target_KP, divergence_KP

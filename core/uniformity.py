@@ -1,6 +1,6 @@
 """Uniformity: whether a few of a row's active latents do the work, or all do (Gemma Scope, arXiv:2408.05147, appendix C.3).
 
-R rows, D dimensions, L latents.
+S sequences, C positions of each, R rows, D dimensions, L latents.
 """
 
 import torch
@@ -12,27 +12,33 @@ from core.site import Site
 
 
 @torch.enable_grad()
-def effects(anatomy: Anatomy, site: Site, tokens_RC: Tensor, position_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a site, and the gradient of the mean-centred logit of the correct next token with respect to each: R x D both, float32.
+def effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, position_SR: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a site, and the gradient of the mean-centred logit of the correct next token with respect to each: S R x D both, float32.
 
-    Before the softcap, where a model has one, for the mean over the vocabulary is then known without a logit for each token.
+    Before the softcap, where a model has one, for the mean over the vocabulary is then known without a logit for each token. The layers from the site
+    on are passed back once for each of R, with a row of every sequence: so no gradient is of another row's prediction too.
 
     Args:
-        tokens_RC: a sequence for each row, so that no gradient is of another row's prediction. position_R: where the row is, before the last.
+        tokens_SC: S sequences. position_SR: R rows of each, none the sequence's last.
     """
     kept: list[Tensor] = []
 
-    def keep(x_RCD: Tensor) -> Tensor:
-        kept.append(x_RCD.detach().requires_grad_())
+    def keep(x_SCD: Tensor) -> Tensor:
+        kept.append(x_SCD.detach().requires_grad_())
         return kept[0]
 
-    row_R = torch.arange(len(tokens_RC), device=tokens_RC.device)
     with anatomy.splice(site, keep):
-        hidden = anatomy.trunk(tokens_RC, use_cache=False).last_hidden_state[row_R, position_R].float()
-    weight = anatomy.unembedding.weight.detach()
-    towards = weight[tokens_RC[row_R, position_R + 1]].float() - weight.mean(0, dtype=torch.float32)
-    (gradient_RCD,) = torch.autograd.grad((hidden * towards).sum(), kept)
-    return kept[0].detach()[row_R, position_R].float(), gradient_RCD[row_R, position_R].float()
+        hidden_SCD = anatomy.trunk(tokens_SC, use_cache=False).last_hidden_state
+    weight, sequence_S = anatomy.unembedding.weight.detach(), torch.arange(len(tokens_SC), device=tokens_SC.device)
+    mean_D = weight.mean(0, dtype=torch.float32)
+    rows, gradients = [], []
+    for position_S in position_SR.T:
+        here = sequence_S, position_S
+        towards_SD = weight[tokens_SC[sequence_S, position_S + 1]].float() - mean_D
+        (gradient_SCD,) = torch.autograd.grad((hidden_SCD[here].float() * towards_SD).sum(), kept, retain_graph=True)
+        rows.append(kept[0].detach()[here].float())
+        gradients.append(gradient_SCD[here].float())
+    return torch.cat(rows), torch.cat(gradients)
 
 
 @torch.no_grad()

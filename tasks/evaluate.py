@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.anatomy import device_of
 from core.dictionary import Dictionary
-from core.fidelity import FREQUENCY_EDGES, row_fidelity
+from core.fidelity import FREQUENCY_EDGES, InBfloat16, row_fidelity
 from core.positions import Positions, doubling
 from core.site import Site
 from core.spec import DictionarySpec
@@ -85,7 +85,7 @@ def row_scores(catalogue: Catalogue, site: Site, dictionary: Dictionary, limit: 
         error += float(row_fidelity(dictionary, part.batches(site, valid & ~kept), every.mean).error_B.sum(dtype=np.float64))
     where = Positions(*np.concatenate([part.rows(block) for block in part.blocks])[kept[valid]].T)
     sample = sample_rows(part, site, limit)
-    in_float32, in_bfloat16 = (_of_sample(dictionary.to(dtype=dtype), sample) for dtype in (torch.float32, torch.bfloat16))
+    in_float32, in_bfloat16 = (_of_sample(each, sample) for each in (dictionary, InBfloat16.of(dictionary)))
     return {
         "rows": scored.rows,
         "rows_left_out": every.rows - scored.rows,

@@ -18,8 +18,8 @@ from storage.catalogue import Catalogue
 from tasks.progress import Progress
 from tasks.resources import borrowed_anatomy
 
-UNIFORMITY_ROWS, UNIFORMITY_CONTEXT = 64, 64
-"""Rows whose latents' effects are measured, and the length of the texts that they are in: each takes a pass forward and back of its own."""
+UNIFORMITY = (8, 64, 8)
+"""Sequences, the length of their beginnings, and rows of each whose latents' effects are measured: each row takes a pass back of its own."""
 
 
 class Spliced:
@@ -46,7 +46,7 @@ class Spliced:
             for tokens, text in zip(*(torch.split(each, suite.harvest.batch_sequences) for each in (tokens_SC, is_text_SC)), strict=True):
                 intact, others = spliced_predictions(anatomy, site, replacements, tokens, text, advance=progress.advance)
                 batches.append({"intact": intact, **others})
-            x_RD, gradient_RD = _effects(anatomy, site, tokens_SC, is_text_SC, suite.harvest.batch_sequences)
+            x_RD, gradient_RD = _effects(anatomy, site, tokens_SC, is_text_SC)
         self._loss = {name: torch.cat([batch[name].loss_P for batch in batches]).double().numpy() for name in batches[0]}
         self._divergence = {name: torch.cat([batch[name].divergence_P for batch in batches]).double().numpy() for name in batches[0]}
         self._uniformity = {name: uniformity(dictionary, x_RD, gradient_RD).cpu().numpy() for name, dictionary in dictionaries.items()}
@@ -79,11 +79,12 @@ class Spliced:
         return {"rows": len(values), **known}
 
 
-def _effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, is_text_SC: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+def _effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, is_text_SC: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the site at text tokens drawn at random, and the gradients there (`core.uniformity.effects`)."""
-    C = min(UNIFORMITY_CONTEXT, tokens_SC.shape[1])
-    candidates = (is_text_SC[:, : C - 1] & is_text_SC[:, 1:C]).nonzero().cpu()
-    chosen = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))[:UNIFORMITY_ROWS]].to(tokens_SC.device)
-    pairs = [some.T for some in torch.split(chosen, at_once)]
-    x, gradient = zip(*(effects(anatomy, site, tokens_SC[sequence_R, :C], position_R) for sequence_R, position_R in pairs), strict=True)
-    return torch.cat(x), torch.cat(gradient)
+    S, C, R = UNIFORMITY
+    tokens_SC, can_be_SC = tokens_SC[:S, :C], is_text_SC[:S, : C - 1] & is_text_SC[:S, 1:C]
+    enough_S = can_be_SC.sum(1) >= R
+    if not enough_S.any():
+        return (torch.zeros(0, anatomy.shape.width_of(site), device=tokens_SC.device),) * 2
+    drawn_SC = torch.rand(can_be_SC.shape, generator=torch.Generator().manual_seed(0)).to(tokens_SC.device).masked_fill(~can_be_SC, -1)
+    return effects(anatomy, site, tokens_SC[enough_S], drawn_SC[enough_S].topk(R, dim=1).indices)

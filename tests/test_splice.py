@@ -37,7 +37,7 @@ def test_predictions_are_those_of_whole_forward_passes(family: str) -> None:
     anatomy = Anatomy(random_model(CONFIGS[family]()))
     counts = IS_TEXT[:, 1:]
     for site in ALL_SITES:
-        intact, spliced = spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT, at_once=7)
+        intact, spliced = spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT, tile=(7, 13))
         log_p = by_the_model_itself(anatomy, site, None)[:, :-1][counts]
         torch.testing.assert_close(intact.loss_P.double(), -log_p.gather(1, TOKENS[:, 1:][counts][:, None])[:, 0], atol=1e-5, rtol=1e-5)
         assert not intact.divergence_P.any()
@@ -55,6 +55,22 @@ def test_blocks_below_a_site_run_once_and_those_from_it_on_once_more_for_each_re
         block.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
     spliced_predictions(anatomy, Site(1, "mlp_out"), REPLACEMENTS, TOKENS, IS_TEXT)
     assert runs == [1, 4, 4]
+
+
+def test_of_a_gpt2_with_a_bias_on_its_logits_too() -> None:
+    """And with logits so far apart that a sum which is not taken relative to the highest would be infinite, or nothing."""
+    anatomy = Anatomy(random_model(CONFIGS["gpt2"]()))
+    head = anatomy.unembedding
+    head.weight = torch.nn.Parameter(head.weight * 300)
+    head.bias = torch.nn.Parameter(torch.linspace(-400, 400, len(head.weight)))
+    site, counts = Site(1, "resid_post"), IS_TEXT[:, 1:]
+    intact, spliced = spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT, tile=(5, 9))
+    log_p = by_the_model_itself(anatomy, site, None)[:, :-1][counts]
+    torch.testing.assert_close(intact.loss_P.double(), -log_p.gather(1, TOKENS[:, 1:][counts][:, None])[:, 0], atol=1e-3, rtol=1e-5)
+    for name, replace in REPLACEMENTS.items():
+        log_q = by_the_model_itself(anatomy, site, replace)[:, :-1][counts]
+        expected = torch.where(log_p > -1e4, log_p.exp() * (log_p - log_q), 0).sum(1)
+        torch.testing.assert_close(spliced[name].divergence_P.double(), expected, atol=1e-2, rtol=1e-4)
 
 
 def test_not_even_the_block_of_a_residual_site_runs_again() -> None:

@@ -1,5 +1,7 @@
 """Uniformity of active latents, against finite differences of the model's own logits and against closed forms."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from test_anatomy import CONFIGS, random_model
@@ -10,34 +12,35 @@ from core.site import KINDS, Site
 from core.uniformity import effects, uniformity
 
 TOKENS = torch.arange(36).reshape(3, 12) * 7 % 64
-POSITION = torch.tensor([2, 9, 5])
+POSITIONS = torch.tensor([[2, 7], [9, 1], [5, 6]])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", ["gemma3", "gpt2", "llama"])
 def test_effects_are_the_slope_of_the_centred_logit_of_the_next_token_along_any_direction(family: str, kind: str) -> None:
     anatomy, site = Anatomy(random_model(CONFIGS[family]()).double()), Site(1, kind)
-    x_RD, gradient_RD = effects(anatomy, site, TOKENS, POSITION)
-    row = torch.arange(3)
+    x_RD, gradient_RD = effects(anatomy, site, TOKENS, POSITIONS)
+    sequence, position = torch.arange(3).repeat(2), POSITIONS.T.flatten()
+    generator = torch.Generator().manual_seed(0)
+    for row, (s, p) in enumerate(zip(sequence.tolist(), position.tolist(), strict=True)):
+        direction = torch.nn.functional.normalize(torch.randn(x_RD.shape[1], generator=generator, dtype=torch.float64), dim=0)
 
-    def centred_logit(x: torch.Tensor) -> torch.Tensor:
-        def replace(own: torch.Tensor) -> torch.Tensor:
-            changed = own.clone()
-            changed[row, POSITION] = x
-            return changed
+        def centred_logit(step: float, s: int = s, p: int = p, row: int = row, direction: torch.Tensor = direction) -> float:
+            def replace(own: torch.Tensor) -> torch.Tensor:
+                changed = own.clone()
+                changed[s, p] = x_RD[row].double() + step * direction
+                return changed
 
-        with torch.no_grad(), anatomy.splice(site, replace):
-            logits_V = anatomy.model(TOKENS, use_cache=False).logits[row, POSITION]
-        return logits_V[row, TOKENS[row, POSITION + 1]] - logits_V.mean(1)
+            with torch.no_grad(), anatomy.splice(site, replace):
+                logits_V = anatomy.model(TOKENS, use_cache=False).logits[s, p]
+            return float(logits_V[TOKENS[s, p + 1]] - logits_V.mean())
 
-    direction = torch.nn.functional.normalize(torch.randn(x_RD.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        def difference(step: float, logit: Callable[[float], float] = centred_logit) -> float:
+            return (logit(step) - logit(-step)) / (2 * step)
 
-    def difference(step: float) -> torch.Tensor:
-        return (centred_logit(x_RD.double() + step * direction) - centred_logit(x_RD.double() - step * direction)) / (2 * step)
-
-    # Of fourth order, with a step far above what float32 inside the model's norms and attention makes of a logit.
-    slope = (4 * difference(0.02) - difference(0.04)) / 3
-    torch.testing.assert_close((gradient_RD.double() * direction).sum(1), slope, rtol=2e-3, atol=1e-5)
+        # Of fourth order, with a step far above what float32 inside the model's norms and attention makes of a logit.
+        slope = (4 * difference(0.02) - difference(0.04)) / 3
+        assert float(gradient_RD[row].double() @ direction) == pytest.approx(slope, rel=2e-3, abs=2e-5)
 
 
 def test_the_uniformity_of_n_equal_effects_is_one_and_of_a_single_one_its_share_of_the_active() -> None:

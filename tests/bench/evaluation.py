@@ -10,6 +10,7 @@ SAEBench's core evaluation in SAELens's place: with a Python that has it.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -32,16 +33,18 @@ from tasks.spliced import Spliced
 
 
 class Prompts:
-    """Gives SAELens's evaluations the same tokens as ours, from the beginning in each one's two passes."""
+    """Gives SAELens's evaluations the same tokens as ours, from the beginning in each pass."""
 
     def __init__(self, tokens: torch.Tensor, batch: int) -> None:
         self.store_batch_size_prompts, self.context_size = batch, tokens.shape[1]
-        self._batches = [*tokens.split(batch)] * 2
-        self._next = 0
+        self._batches = tokens.split(batch)
+        self.reset_input_dataset()
+
+    def reset_input_dataset(self) -> None:
+        self._next = itertools.cycle(self._batches)
 
     def get_batch_tokens(self, *_: Any, **__: Any) -> torch.Tensor:
-        self._next += 1
-        return self._batches[self._next - 1]
+        return next(self._next)
 
 
 def theirs_of(sae: Any, model: Any, tokens: torch.Tensor, special: SpecialTokens, batch: int, saebench: bool) -> dict[str, Any]:
@@ -104,6 +107,7 @@ def main() -> None:
     for dictionary in dictionaries.values():
         row_scores(catalogue, site, dictionary, None)
     ours = time.perf_counter() - began
+    print(f"ours: {ours:.0f} s", flush=True)
 
     # The same tokens, and the same means as theirs: of predictions that text makes.
     text = torch.from_numpy(is_text(tokens.numpy(), special))
