@@ -19,7 +19,7 @@ from core.anatomy import Anatomy
 from core.site import Site
 from core.slices import slices
 
-TILES = {"cpu": (256, 2_048), "cuda": (1_024, 16_384)}
+TILES = {"cpu": (512, 2_048), "cuda": (1_024, 16_384)}
 """Positions, and tokens of the vocabulary, whose logits are held at a time, of all cases: what a CPU's caches hold, and what keeps a GPU at work."""
 
 Replacement = Callable[[Tensor], Tensor]
@@ -145,26 +145,34 @@ def _compared(anatomy: Anatomy, hidden_KPD: Tensor, targets_P: Tensor, tokens_at
     """Losses and divergences of K cases, the intact one first: K x P both.
 
     The vocabulary is gone through once for all cases. What is kept of what was passed are sums relative to the highest logit so far: of e^z, which
-    the normaliser is made of, and of e^a (a - z), with a the intact model's logits, which the divergence is made of.
+    the normaliser is made of, and of e^a (a - z), with a the intact model's logits, which the divergence is made of. Every case is computed by
+    itself, so that to the bit it makes no difference which others are beside it.
     """
     K, P, _ = hidden_KPD.shape
-    rows, head = hidden_KPD.flatten(0, 1), anatomy.unembedding
     highest_KP = hidden_KPD.new_full((K, P), float("-inf"), dtype=torch.float32)
     exponentials_KP, differences_KP, of_target_KP = (torch.zeros_like(highest_KP) for _ in range(3))
-    for tokens in slices(head.weight.shape[0], tokens_at_once):
-        logits_KPV = nn.functional.linear(rows, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float().view(K, P, -1)
-        if anatomy.softcap:
-            logits_KPV.div_(anatomy.softcap).tanh_().mul_(anatomy.softcap)
+    for tokens in slices(anatomy.unembedding.weight.shape[0], tokens_at_once):
         here = (tokens.start <= targets_P) & (targets_P < tokens.stop)
-        of_target_KP[:, here] = logits_KPV[:, here, targets_P[here] - tokens.start]
-        before_KP, highest_KP = highest_KP, torch.maximum(highest_KP, logits_KPV.amax(-1))
-        scale_KP = (before_KP - highest_KP).exp()
-        e_KPV = (logits_KPV - highest_KP[..., None]).exp_()
-        exponentials_KP = exponentials_KP * scale_KP + e_KPV.sum(-1)
-        # The difference of the logits is taken first: it is small where the predictions are alike.
-        torch.sub(logits_KPV[0], logits_KPV[1:], out=logits_KPV[1:])
-        differences_KP *= scale_KP[0]
-        differences_KP[1:] += torch.einsum("kpv,pv->kp", logits_KPV[1:], e_KPV[0])
+        intact_PV = e_intact_PV = scale_intact_P = torch.zeros(0)
+        for k, hidden_PD in enumerate(hidden_KPD):
+            logits_PV = _logits(anatomy, hidden_PD, tokens)
+            of_target_KP[k, here] = logits_PV[here, targets_P[here] - tokens.start]
+            highest_P = torch.maximum(highest_KP[k], logits_PV.amax(-1))
+            scale_P, e_PV = (highest_KP[k] - highest_P).exp(), (logits_PV - highest_P[:, None]).exp_()
+            highest_KP[k], exponentials_KP[k] = highest_P, exponentials_KP[k] * scale_P + e_PV.sum(-1)
+            if k == 0:
+                intact_PV, e_intact_PV, scale_intact_P = logits_PV, e_PV, scale_P
+            else:
+                # The difference of the logits is taken first: it is small where the predictions are alike.
+                difference_PV = torch.sub(intact_PV, logits_PV, out=logits_PV)
+                differences_KP[k] = differences_KP[k] * scale_intact_P + (e_intact_PV[:, None] @ difference_PV[:, :, None])[:, 0, 0]
     normaliser_KP = highest_KP + exponentials_KP.log()
     divergence_KP = differences_KP / exponentials_KP[0] - (normaliser_KP[0] - normaliser_KP)
     return normaliser_KP - of_target_KP, divergence_KP
+
+
+def _logits(anatomy: Anatomy, hidden_PD: Tensor, tokens: slice) -> Tensor:
+    """Of some tokens, float32, as the model's own forward pass makes them."""
+    head = anatomy.unembedding
+    logits_PV = nn.functional.linear(hidden_PD, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
+    return logits_PV.div_(anatomy.softcap).tanh_().mul_(anatomy.softcap) if anatomy.softcap else logits_PV

@@ -49,6 +49,17 @@ def test_predictions_are_those_of_whole_forward_passes(family: str) -> None:
         assert spliced["others"].divergence_P.max() > 1e-4, "far above what is taken for equal"
 
 
+@pytest.mark.parametrize("tile", [None, (5, 9)])
+def test_to_the_bit_it_makes_no_difference_which_others_are_beside_a_replacement(tile: tuple[int, int] | None) -> None:
+    """Or what a suite leaves would depend on where its last run was killed."""
+    anatomy, site = Anatomy(random_model(CONFIGS["gemma3"]())), Site(1, "mlp_out")
+    _, together = spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT, tile)
+    for name, replace in REPLACEMENTS.items():
+        _, alone = spliced_predictions(anatomy, site, {name: replace}, TOKENS, IS_TEXT, tile)
+        assert torch.equal(alone[name].loss_P, together[name].loss_P)
+        assert torch.equal(alone[name].divergence_P, together[name].divergence_P)
+
+
 def test_blocks_below_a_site_run_once_and_those_from_it_on_once_more_for_each_replacement() -> None:
     anatomy, runs = Anatomy(random_model(CONFIGS["gemma3"]())), [0, 0, 0]
     for layer, block in enumerate(anatomy.blocks):
