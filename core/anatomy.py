@@ -71,6 +71,12 @@ class Anatomy:
         """Logits z become softcap * tanh(z / softcap), where a model has one."""
         return getattr(cast("Any", self.model).config.get_text_config(), "final_logit_softcapping", None)
 
+    @property
+    def logit_scale(self) -> float:
+        """What the unembedding's output is multiplied by: Cohere's models say so, and Granite's by what it is divided."""
+        config = cast("Any", self.model).config.get_text_config()
+        return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
     def place(self, site: Site) -> Place:
         block, name = self.blocks[site.layer], f"{type(self.model).__name__} block {site.layer}"
         if site.kind == "attn_z":

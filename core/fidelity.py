@@ -66,7 +66,7 @@ class RowFidelity:
     @property
     def relative_bias(self) -> float:
         """E||x_hat||^2 / E[x . x_hat]: one where no scaling of the reconstruction would be better (arXiv:2404.16014, Eq. 10)."""
-        return _sum(self.square_out_B) / _sum(self.product_B)
+        return _sum(self.square_out_B) / (_sum(self.product_B) or 1.0)
 
     @property
     def dead(self) -> float:
@@ -119,7 +119,7 @@ def row_fidelity(dictionary: Dictionary, rows: Iterable[Tensor], mean: npt.NDArr
         rows: batches B x D, at least one. mean: D, of the same rows: what FVU compares with.
     """
     device = dictionary.b_dec.device
-    mean_D, fired_L = torch.from_numpy(mean).to(device).float(), torch.zeros(len(dictionary.b_enc), dtype=torch.float64)
+    mean_D, fired_L = torch.from_numpy(mean).float().to(device), torch.zeros(len(dictionary.b_enc), dtype=torch.float64)
     measured = []
     for batch in rows:
         x_BD = batch.to(device).float()

@@ -175,4 +175,6 @@ def _logits(anatomy: Anatomy, hidden_PD: Tensor, tokens: slice) -> Tensor:
     """Of some tokens, float32, as the model's own forward pass makes them."""
     head = anatomy.unembedding
     logits_PV = nn.functional.linear(hidden_PD, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
+    if anatomy.logit_scale != 1:
+        logits_PV *= anatomy.logit_scale
     return logits_PV.div_(anatomy.softcap).tanh_().mul_(anatomy.softcap) if anatomy.softcap else logits_PV

@@ -38,18 +38,17 @@ def effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, position_SR: Tensor
         (gradient_SCD,) = torch.autograd.grad((hidden_SCD[here].float() * towards_SD).sum(), kept, retain_graph=True)
         rows.append(kept[0].detach()[here].float())
         gradients.append(gradient_SCD[here].float())
-    return torch.cat(rows), torch.cat(gradients)
+    return torch.cat(rows), torch.cat(gradients) * anatomy.logit_scale
 
 
 @torch.no_grad()
 def uniformity(dictionary: Dictionary, x_RD: Tensor, gradient_RD: Tensor) -> Tensor:
-    """r_L0 = exp(S(p)) / ||y||_0 of each row on which some latent has an effect, float64.
+    """r_L0 = exp(S(p)) / ||y||_0 of each row, float64; NaN where no latent has an effect.
 
     With y = f(x) * (W_dec gradient), p = |y| / sum |y|, and S the entropy: one where all active latents have the same effect, 1 / ||y||_0 where one
     has all of it.
     """
     y_RL = (dictionary.encode(x_RD) * (gradient_RD @ dictionary.W_dec.T)).double().abs()
-    y_RL = y_RL[y_RL.any(1)]
     p_RL = y_RL / y_RL.sum(1, keepdim=True)
     entropy_R: Tensor = torch.special.entr(p_RL).sum(1)
     return entropy_R.exp() / (y_RL > 0).sum(1)

@@ -14,13 +14,13 @@ from storage.catalogue import Catalogue
 from tasks.artifacts import show_scorecards
 from tasks.asking import asking
 from tasks.evaluate import evaluate_site, scorecards
-from tasks.explain import explain_site
+from tasks.explain import explain_site, to_explain
 from tasks.train import train_site
 
 
 @flow(name="site", flow_run_name="site {site}")
 def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = None) -> State:
-    """Leave one site's dictionaries trained, scored and explained. When one falls sick the others are seen to all the same.
+    """Leave one site's dictionaries trained, scored and explained. When one falls sick the others are scored all the same.
 
     Args:
         until: of a rolling harvest, the turn after which to leave off.
@@ -32,10 +32,10 @@ def site_flow(suite: Suite, site: str, store: str = "runs", until: int | None = 
             trained = train_site(catalogue, where, until, return_state=True)
             evaluate_site(catalogue, where)
             show_scorecards(catalogue, where, list(scorecards(catalogue)))
-            if catalogue.suite.explanations:
+            trained.result()
+            if to_explain(catalogue, where):
                 with asking(catalogue) as asker, catalogue.store.lock(f"explanations/{where}"):
                     explain_site(catalogue, where, asker)
-        trained.result()
     if result.reason:
         Catalogue(suite, store, only=site).set_failure(Site.parse(site), result.reason)
     return result.state

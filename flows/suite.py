@@ -58,9 +58,11 @@ def train_and_score(suite: Suite, store: str, only: str) -> State | None:
     failed = [f"{site}: {state.message}" for site, state in ended.items() if not state.is_completed()]
     if result.reason:
         return Failed(message="\n".join([result.reason, *failed]), name=result.name)
-    show_suite(catalogue, write_report(catalogue), failed)
-    if catalogue.suite.explanations:
-        write_pages(catalogue)
+    with outcome() as reported:
+        show_suite(catalogue, write_report(catalogue), failed)
+        if catalogue.suite.explanations:
+            write_pages(catalogue)
+    failed += [f"report: {reported.reason}"] if reported.reason else []
     return Failed(message="\n".join(failed)) if failed else None
 
 

@@ -75,6 +75,9 @@ class ChatEndpoint:
         limits = httpx.Limits(max_connections=settings.at_once)
         self._client = httpx.Client(base_url=settings.address.rstrip("/") + "/", headers=headers, timeout=settings.timeout, limits=limits)
 
+    def close(self) -> None:
+        self._client.close()
+
     def request(self, prompt: Prompt, attempt: int) -> dict[str, Any]:
         """What is sent, which names the answer.
 

@@ -2,9 +2,8 @@
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from core.anatomy import device_of
@@ -17,12 +16,10 @@ from storage.catalogue import Catalogue
 from storage.endpoint import ChatEndpoint, Usage
 from storage.local_model import LocalModel
 from storage.objects import Store
-from storage.places import Taken
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-LOOK_SECONDS = 2.0
 ATTEMPTS = 2
 """Answers to a question: of a malformed one, another is asked for."""
 
@@ -42,10 +39,13 @@ def asking(catalogue: Catalogue) -> Iterator["Asker | None"]:
         yield None
         return
     spent = f"{catalogue.suite.name}/spent"
-    with ExitStack() as held:
-        _wait_for(catalogue.store, spent, held)
-        asker = Asker(catalogue.store, _endpoint(catalogue, settings), f"{spent}/tokens.json")
-        yield asker
+    with catalogue.store.turn(spent):
+        endpoint = _endpoint(catalogue, settings)
+        asker = Asker(catalogue.store, endpoint, f"{spent}/tokens.json")
+        try:
+            yield asker
+        finally:
+            endpoint.close()
         log.info("%s tokens of %s have been spent on %s", f"{asker.spent.tokens:,}", f"{settings.max_tokens:,}", settings.model)
         if asker.unanswered:
             log.warning("%s questions were answered in another form than was asked for, twice, and are unscored", f"{asker.unanswered:,}")
@@ -55,21 +55,6 @@ def _endpoint(catalogue: Catalogue, settings: Endpoint) -> ChatEndpoint | LocalM
     if settings.address == "local":
         return LocalModel(catalogue.store, settings, device_of(catalogue.suite.device))
     return ChatEndpoint(settings)
-
-
-def _wait_for(store: Store, lock: str, held: ExitStack) -> None:
-    """Have a lock as soon as nobody else does."""
-    told = False
-    while True:
-        try:
-            held.enter_context(store.lock(lock))
-        except Taken as taken:
-            if not told:
-                log.info("%s; waiting", str(taken).partition(";")[0])
-            told = True
-            time.sleep(LOOK_SECONDS)
-        else:
-            return
 
 
 class Asker:
@@ -83,7 +68,8 @@ class Asker:
         self._store, self._endpoint, self._ledger = store, endpoint, ledger
         self._counting, self._under_way = threading.Condition(), 0
         record = store.get_record(ledger)
-        self._spent = Usage(**record) if record else Usage(0, 0)
+        # Records of before 2026-11-28 have one number: it counts as answers, which cost more.
+        self._spent = Usage(int(record.get("prompt", 0)), int(record.get("answer", record.get("tokens", 0)))) if record else Usage(0, 0)
         self.unanswered = 0
         """Questions to which no answer was well-formed."""
 

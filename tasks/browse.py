@@ -53,6 +53,7 @@ def write_pages(catalogue: Catalogue) -> str:
     of_each = [[card, whole.explanations(spec).summary()] for spec, card in scored]
     made_of = key_of("report", code(), whole.suite.release.title, failures, of_each)
     if writer.made_of != made_of:
+        writer.begin()
         _write_data(whole, writer, scored, failures)
         writer.finish(made_of)
     writer.pages()
@@ -114,6 +115,10 @@ class Writer:
         except Corrupt:
             return None
         return str(record["made_of"]) if record else None
+
+    def begin(self) -> None:
+        """From now on the pages may be of one thing and of another, until `finish`."""
+        self._store.delete(f"{self._prefix}/data/made-of.json")
 
     def finish(self, made_of: str) -> None:
         self._store.put_record(f"{self._prefix}/data/made-of.json", {"made_of": made_of})

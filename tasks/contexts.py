@@ -26,7 +26,7 @@ class HeldOutText:
 
     def __init__(self, catalogue: Catalogue, site: Site, limit: float | None) -> None:
         self._part, self._site, self._source = catalogue.harvest.part("held_out"), site, catalogue.source
-        self.device = device_of(catalogue.suite.device)
+        self._device = catalogue.suite.device
         W = min(catalogue.suite.explaining.context, catalogue.suite.text.context)
         tokens_SC = self._part.first_tokens(self._part.num_sequences)
         self._of_sequence = -(-tokens_SC.shape[1] // W)
@@ -44,6 +44,11 @@ class HeldOutText:
         """Of every context; NO_TOKEN where its sequence has ended."""
         self.is_text_XW: npt.NDArray[np.bool_] = is_text_SC.reshape(-1, W)
         """Positions whose rows count."""
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where rows are looked at. Raises ConfigError where this machine has none such; who only reads the text needs none."""
+        return device_of(self._device)
 
     @property
     def num_rows(self) -> int:

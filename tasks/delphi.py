@@ -1,4 +1,4 @@
-"""delphi: every activation of a dictionary on the held-out text, as EleutherAI's delphi caches it for its own explainers and scorers.
+"""delphi: the activations of a dictionary on the held-out rows that count, as EleutherAI's delphi caches it for its own explainers and scorers.
 
     latents/SITE.NAME/FIRST_LAST.safetensors    of some latents: locations (sequence, position, latent - FIRST), activations, tokens
                       config.json               what the text was

@@ -43,7 +43,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
     if not waiting:
         return
     device = device_of(catalogue.suite.device)
-    dictionaries = {spec.name: catalogue.folder(spec).load().to(device) for spec in waiting}
+    dictionaries = {spec.name: catalogue.folder(spec).load() for spec in waiting}
     spliced = Spliced(catalogue, site, dictionaries)
     for spec in waiting:
         folder = catalogue.folder(spec)
@@ -55,7 +55,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
             "code": code(),
             "trained_by": folder.facts["code"],
             "inputs": inputs,
-            **row_scores(catalogue, site, dictionaries[spec.name], inputs["norm_limit"]),
+            **row_scores(catalogue, site, dictionaries[spec.name].to(device), inputs["norm_limit"]),
             "uniformity": spliced.uniformity(spec.name),
             "loss": spliced.scores(spec.name),
         }

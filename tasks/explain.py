@@ -70,6 +70,14 @@ def explain_site(catalogue: Catalogue, site: Site, asker: Asker | None = None) -
             _explain_dictionary(catalogue, spec, asker)
 
 
+def to_explain(catalogue: Catalogue, site: Site) -> bool:
+    """Whether the suite says how its latents are explained, all dictionaries of the site are trained, and some are not explained."""
+    specs = catalogue.sites[site]
+    if not catalogue.suite.explanations or not all(catalogue.folder(spec).done for spec in specs):
+        return False
+    return any(catalogue.explanations(spec).summary() is None for spec in specs)
+
+
 def need_trained(catalogue: Catalogue, site: Site) -> None:
     """Raises JumpsuiteError where a dictionary of the site is not."""
     for spec in catalogue.sites[site]:

@@ -35,7 +35,7 @@ UNNAMED = "unknown"
 def export(catalogue: Catalogue, spec: DictionarySpec, text: HeldOutText, to: Path) -> str:
     """Write what was explained of a dictionary, and give where it lies below `to`."""
     suite, now = catalogue.suite, datetime.now(UTC).isoformat(timespec="seconds")
-    model = _slug(suite.model.source.removeprefix("package:").rpartition("/")[2])
+    model = _slug(suite.model.source.removeprefix("package:").rstrip("/").rpartition("/")[2])
     of_set = _slug(f"{suite.name}-{spec.site.kind}-{spec.name}")
     title = suite.release.title or suite.name
     made = {"creatorId": CREATOR, "createdAt": now}

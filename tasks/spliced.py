@@ -1,5 +1,6 @@
 """Spliced: what a model predicts of held-out text with each dictionary of a site in the site's place."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 
 from core.anatomy import Anatomy, device_of
-from core.bootstrap import interval
 from core.dictionary import Dictionary
 from core.packing import SpecialTokens, is_text
 from core.positions import Positions, doubling
@@ -39,17 +39,19 @@ class Spliced:
         mean_D = torch.from_numpy(harvest.part("train").moments(site, suite.window(0)).mean).float().to(device)
         replacements: dict[str, Replacement] = {"zero": torch.zeros_like, "mean": lambda x: mean_D.expand_as(x)}
         for name, dictionary in dictionaries.items():
-            replacements[name] = dictionary.reconstruct
+            # On the device while it is used: all of a site's may be more than it holds beside the model.
+            replacements[name] = partial(_stand_in, dictionary)
         total = len(replacements) * len(predicted(is_text_SC))
         with borrowed_anatomy(catalogue) as anatomy, Progress(f"evaluate {site}", total, "predictions") as progress:
             batches = []
             for tokens, text in zip(*(torch.split(each, suite.harvest.batch_sequences) for each in (tokens_SC, is_text_SC)), strict=True):
                 intact, others = spliced_predictions(anatomy, site, replacements, tokens, text, advance=progress.advance)
                 batches.append({"intact": intact, **others})
-            x_RD, gradient_RD = _effects(anatomy, site, tokens_SC, is_text_SC)
+            sequence_R, x_RD, gradient_RD = _effects(anatomy, site, tokens_SC, is_text_SC)
         self._loss = {name: torch.cat([batch[name].loss_P for batch in batches]).double().numpy() for name in batches[0]}
         self._divergence = {name: torch.cat([batch[name].divergence_P for batch in batches]).double().numpy() for name in batches[0]}
-        self._uniformity = {name: uniformity(dictionary, x_RD, gradient_RD).cpu().numpy() for name, dictionary in dictionaries.items()}
+        self._uniformity = {name: uniformity(one.to(device), x_RD, gradient_RD).cpu().numpy() for name, one in dictionaries.items()}
+        self._of_rows = sequence_R.cpu().numpy()
         self._where = Positions(*predicted(is_text_SC).T.cpu().numpy())
         self._begins = doubling(tokens_SC.shape[1])
 
@@ -74,17 +76,23 @@ class Spliced:
 
     def uniformity(self, name: str) -> dict[str, Any]:
         """How evenly a row's active latents share their effect on the next token, over rows on which some has one."""
-        values = self._uniformity[name]
-        known = {"mean": float(values.mean()), "interval": list(interval(values))} if len(values) else {"mean": None, "interval": None}
-        return {"rows": len(values), **known}
+        some = np.isfinite(self._uniformity[name])
+        values, where = self._uniformity[name][some], Positions(self._of_rows[some], self._of_rows[some])
+        return {"rows": len(values), "mean": float(values.mean()) if len(values) else None, "interval": where.interval(values)}
 
 
-def _effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, is_text_SC: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the site at text tokens drawn at random, and the gradients there (`core.uniformity.effects`)."""
-    S, C, R = UNIFORMITY
+def _stand_in(dictionary: Dictionary, x_BD: Tensor) -> Tensor:
+    return dictionary.to(x_BD.device).reconstruct(x_BD)
+
+
+def _effects(anatomy: Anatomy, site: Site, tokens_SC: Tensor, is_text_SC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of the site at text tokens drawn at random: of which sequences, the rows, and the gradients there (`core.uniformity.effects`)."""
+    S, C = UNIFORMITY[0], min(UNIFORMITY[1], tokens_SC.shape[1])
+    R = max(1, min(UNIFORMITY[2], C // 4))
     tokens_SC, can_be_SC = tokens_SC[:S, :C], is_text_SC[:S, : C - 1] & is_text_SC[:S, 1:C]
-    enough_S = can_be_SC.sum(1) >= R
-    if not enough_S.any():
-        return (torch.zeros(0, anatomy.shape.width_of(site), device=tokens_SC.device),) * 2
+    sequence_S = (can_be_SC.sum(1) >= R).nonzero()[:, 0]
+    if not len(sequence_S):
+        nothing = torch.zeros(0, anatomy.shape.width_of(site), device=tokens_SC.device)
+        return sequence_S, nothing, nothing
     drawn_SC = torch.rand(can_be_SC.shape, generator=torch.Generator().manual_seed(0)).to(tokens_SC.device).masked_fill(~can_be_SC, -1)
-    return effects(anatomy, site, tokens_SC[enough_S], drawn_SC[enough_S].topk(R, dim=1).indices)
+    return sequence_S.repeat(R), *effects(anatomy, site, tokens_SC[sequence_S], drawn_SC[sequence_S].topk(R, dim=1).indices)

@@ -272,8 +272,10 @@ def write_study(catalogue: Catalogue) -> Study | None:
     rates = [cell for cell in cells if cell not in chosen]
     parts = [f"# {suite.name}", *said, markdown(table_lines(chosen)), LEGEND, "![FVU and delta loss against L0](study.svg)"]
     if explained := explained_table(catalogue):
-        said += meaning(catalogue, scored)
-        parts += ["## What latents mean", *meaning(catalogue, scored), f"```\n{explained}\n```", legend(catalogue)]
+        kept = {row["dictionary"] for cell in chosen for row in cell.rows}
+        means = list(meaning(catalogue, [(spec, card) for spec, card in scored if card["dictionary"] in kept]))
+        said += means
+        parts += ["## What latents mean", *means, f"```\n{explained}\n```", legend(catalogue)]
     parts += ["Learning rates that were tried and served less well:", markdown(table_lines(rates))] if rates else []
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([row for cell in cells for row in cell.rows]), sink)

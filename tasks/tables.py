@@ -29,7 +29,7 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
             **_with_interval("l0", card["l0"], card["l0_interval"]),
             **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
             "fvu_all_rows": card["fvu_all_rows"],
-            "fvu_in_bfloat16": card["sample_in_bfloat16"]["fvu"] - card["sample"]["fvu"],
+            "fvu_added_by_bfloat16": card["sample_in_bfloat16"]["fvu"] - card["sample"]["fvu"],
             **_with_interval("delta_loss", card["loss"]["delta"], card["loss"]["delta_interval"]),
             "delta_loss_zero_ablation": card["loss"]["delta_zero"],
             "delta_loss_mean_ablation": card["loss"]["delta_mean"],
@@ -94,7 +94,7 @@ def _give_or_take(row: dict[str, Any], column: str, digits: int) -> str:
 
 def further_lines(scored: Scored) -> list[tuple[str, ...]]:
     """What else was measured of each dictionary, for a page that has room; the head first."""
-    head = ("site", "width", "L0", "KL", "mean-abl. KL", "cosine", "relative norm", "uniformity", "> 1%", "> 10%", "FVU in bfloat16")
+    head = ("site", "width", "L0", "KL", "mean-abl. KL", "cosine", "relative norm", "uniformity", "> 1%", "> 10%", "bfloat16")
     return [
         head,
         *(
@@ -109,7 +109,7 @@ def further_lines(scored: Scored) -> list[tuple[str, ...]]:
                 _give_or_take(row, "uniformity", 2),
                 f"{row['dense_0.01']:.2%}",
                 f"{row['dense_0.1']:.2%}",
-                f"{row['fvu_in_bfloat16']:+.4f}",
+                f"{row['fvu_added_by_bfloat16']:+.4f}",
             )
             for row in rows_of(scored)
         ),
@@ -120,7 +120,7 @@ FURTHER_LEGEND = (
     "KL: divergence of the predictions with the dictionary spliced in from the model's own, in nats a token (mean-abl.: with the site's mean in "
     "its place).  Cosine: of a row and its reconstruction.  Relative norm: of the reconstruction; below one it shrinks.  Uniformity: r_L0, how "
     "evenly a row's active latents share their effect on the next token, from one over their number to one (arXiv:2408.05147, C.3).  > 1%, > 10%: "
-    "latents that fire on more than that share of the rows.  FVU in bfloat16: what is added when weights and rows are bfloat16."
+    "latents that fire on more than that share of the rows.  bfloat16: what FVU gains when weights and rows are."
 )
 
 

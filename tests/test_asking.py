@@ -141,7 +141,12 @@ def test_who_asks_for_the_same_suite_waits_until_the_other_has_ended(
         said.append("first")
     other.join()
     assert said == ["first", "second"]
-    assert sum("being worked on by another run; waiting" in record.message for record in caplog.records) == 1
+    assert sum(record.message.startswith("Waiting: ") for record in caplog.records) == 1
+
+
+def test_an_account_of_an_earlier_version_goes_on(server: ChatServer, tmp_path: Path) -> None:
+    Store(tmp_path).put_record("spent/tokens.json", {"tokens": 70})
+    assert asker(server, tmp_path).spent.tokens == 70
 
 
 def test_of_many_threads_none_spends_what_another_has_set_aside(server: ChatServer, tmp_path: Path) -> None:
@@ -203,6 +208,18 @@ def test_the_key_is_sent_and_kept_nowhere(server: ChatServer, tmp_path: Path, mo
 
 
 # A model in this process
+
+
+def test_a_template_that_knows_no_system_is_told_by_the_user(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = refuses + "{% for message in messages %}{{ message.role }}: {{ message.content }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    model = LocalModel(Store(tmp_path / "store"), Endpoint(address="local", model=str(folder), max_tokens=10), torch.device("cpu"))
+    prompt = to_detect('the token "x"', [["y"]])
+    said = f"user: {prompt.system}\n\n{prompt.user}"
+    assert model.most(model.request(prompt, 0)).prompt == len(tokenizer(said, add_special_tokens=False)["input_ids"])
 
 
 def test_a_local_model_is_asked_as_a_server_is_and_counts_its_own_tokens(tiny_model: Path, tmp_path: Path) -> None:

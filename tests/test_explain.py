@@ -401,7 +401,7 @@ def test_an_export_for_neuronpedia_says_of_every_latent_what_the_report_does(exp
 
 def test_nothing_is_exported_of_a_suite_without_explanations(explained: Any, suite_file: Path, tmp_path: Path) -> None:
     mine = copy_of_trained(explained[0], tmp_path)
-    export = here("export", suite_file, "--store", mine, "--as", "delphi", "--to", tmp_path / "out")
+    export = here("export", suite_file, "--store", mine, "--as", "neuronpedia", "--to", tmp_path / "out")
     assert export.returncode == 1
     assert "has nothing explained yet; expected explanations; run jumpsuite explain first" in export.stderr
     (tmp_path / "file").write_text("")

@@ -40,7 +40,7 @@ def test_a_cell_shows_a_value_with_half_of_its_interval_and_alone_where_there_is
     assert "0.100 ± 0.015" in table_lines(scored)[1]
     head, line = further_lines(scored)
     shown = dict(zip(head, line, strict=True))
-    assert (shown["L0"], shown["KL"], shown["uniformity"], shown["> 10%"], shown["FVU in bfloat16"]) == ("20.5", "0.200", "–", "5.00%", "+0.0002")
+    assert (shown["L0"], shown["KL"], shown["uniformity"], shown["> 10%"], shown["bfloat16"]) == ("20.5", "0.200", "–", "5.00%", "+0.0002")
 
 
 def test_a_table_has_no_column_in_which_all_dictionaries_are_alike() -> None:

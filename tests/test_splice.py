@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_anatomy import ALL_SITES, CONFIGS, random_model
+import transformers
+from test_anatomy import ALL_SITES, CONFIGS, WIDE, random_model
 from torch import Tensor
 
 from core.anatomy import Anatomy
@@ -32,9 +33,15 @@ def by_the_model_itself(anatomy: Anatomy, site: Site, replace: Callable[[Tensor]
         return torch.log_softmax(model(TOKENS, use_cache=False).logits.double(), -1)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+SCALED = {
+    "granite": lambda: transformers.GraniteConfig(**WIDE, logits_scaling=8.0),
+    "cohere": lambda: transformers.CohereConfig(**WIDE, logit_scale=0.25),
+}
+
+
+@pytest.mark.parametrize("family", [*CONFIGS, *SCALED])
 def test_predictions_are_those_of_whole_forward_passes(family: str) -> None:
-    anatomy = Anatomy(random_model(CONFIGS[family]()))
+    anatomy = Anatomy(random_model((CONFIGS | SCALED)[family]()))
     counts = IS_TEXT[:, 1:]
     for site in ALL_SITES:
         intact, spliced = spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT, tile=(7, 13))

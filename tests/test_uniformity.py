@@ -1,5 +1,6 @@
 """Uniformity of active latents, against finite differences of the model's own logits and against closed forms."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from core.anatomy import Anatomy
 from core.dictionary import Dictionary
 from core.site import KINDS, Site
 from core.uniformity import effects, uniformity
+from tasks.spliced import _effects
 
 TOKENS = torch.arange(36).reshape(3, 12) * 7 % 64
 POSITIONS = torch.tensor([[2, 7], [9, 1], [5, 6]])
@@ -50,5 +52,17 @@ def test_the_uniformity_of_n_equal_effects_is_one_and_of_a_single_one_its_share_
     dictionary = Dictionary(W_enc=eye, b_enc=torch.zeros(D), W_dec=eye, b_dec=torch.zeros(D), threshold=torch.full((D,), 1e-6))
     x = torch.tensor([[1.0] * 4 + [0] * 4, [1.0] * 5 + [0] * 3, [0.0] * 8, [2.0, 1, 1] + [0] * 5])
     gradient = torch.tensor([[-3.0] * 8, [1.0, 1e-12, 1e-12, 1e-12, 1e-12, 0, 0, 0], [1.0] * 8, [1.0, -2.0, 0.0] + [5.0] * 5])
-    assert uniformity(dictionary, x, gradient).tolist() == pytest.approx([1, 1 / 5, 1], rel=1e-6)
-    assert len(uniformity(dictionary, x[2:3], gradient[2:3])) == 0, "a row without an active latent tells nothing"
+    found = uniformity(dictionary, x, gradient).tolist()
+    assert [found[0], found[1], found[3]] == pytest.approx([1, 1 / 5, 1], rel=1e-6)
+    assert math.isnan(found[2]), "a row without an active latent tells nothing"
+
+
+@pytest.mark.parametrize(("context", "rows"), [(2, 0), (3, 3), (6, 3), (12, 9)])
+def test_of_short_texts_there_are_fewer_rows_and_of_none_but_a_token_none(context: int, rows: int) -> None:
+    """Rows are of text that predicts text; BOS is none."""
+    anatomy, is_text = Anatomy(random_model(CONFIGS["gemma3"]())), torch.ones(3, context, dtype=torch.bool)
+    is_text[:, 0] = False
+    sequence_R, x_RD, gradient_RD = _effects(anatomy, Site(1, "mlp_out"), TOKENS[:, :context], is_text)
+    assert len(sequence_R) == len(x_RD) == len(gradient_RD) == rows
+    assert sequence_R.tolist() == [0, 1, 2] * (rows // 3)
+    assert gradient_RD.isfinite().all()

@@ -150,7 +150,7 @@ function bars(labels, values, title) {
 function curve(begins, values, title) {
   const width = 460, height = 190, left = 52, bottom = 34, top = 10, right = 10, known = values.filter((value) => value !== null);
   if (!known.length) return null;
-  const low = Math.min(0, ...known), high = Math.max(...known, low + 1e-9) * 1.05, at = (i) => left + (width - left - right) * (begins.length > 1 ? i / (begins.length - 1) : 0.5);
+  const low = Math.min(0, ...known), high = Math.max(0, ...known, low + 1e-9) * 1.05, at = (i) => left + (width - left - right) * (begins.length > 1 ? i / (begins.length - 1) : 0.5);
   const y = (value) => height - bottom - (height - bottom - top) * (value - low) / (high - low);
   const svg = make("svg:svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title });
   for (let i = 0; i <= 3; i++) {
