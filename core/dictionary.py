@@ -36,7 +36,10 @@ class Dictionary:
 
     def encode(self, x_BD: Tensor) -> Tensor:
         """The latents f(x), B x L, of raw activations."""
-        z_BL = x_BD @ self.W_enc + self.b_enc
+        return self.activate(x_BD @ self.W_enc + self.b_enc)
+
+    def activate(self, z_BL: Tensor) -> Tensor:
+        """The latents of pre-activations."""
         f_BL = z_BL * (z_BL > self.threshold)
         return f_BL if self.k is None else keep_largest(f_BL, self.k)
 

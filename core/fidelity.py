@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from core.dictionary import Dictionary, keep_largest
+from core.dictionary import Dictionary
 
 FREQUENCY_EDGES = tuple(-5 + 0.5 * i for i in range(11))
 """Bins of the firing-frequency histogram, in log10; rarer latents that fired count in the first."""
@@ -92,9 +92,7 @@ class InBfloat16(Dictionary):
         return cls(**{name: _rounded(tensor) for name, tensor in dictionary.tensors().items()}, k=dictionary.k)
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        z_BL = _rounded(_rounded(_rounded(x_BD) @ self.W_enc) + self.b_enc)
-        f_BL = z_BL * (z_BL > self.threshold)
-        return f_BL if self.k is None else keep_largest(f_BL, self.k)
+        return self.activate(_rounded(_rounded(_rounded(x_BD) @ self.W_enc) + self.b_enc))
 
     def decode(self, f_BL: Tensor) -> Tensor:
         return _rounded(_rounded(f_BL @ self.W_dec) + self.b_dec)

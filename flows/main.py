@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     rated = on_suite("ratings", ratings, "Join what people rated on the report's rating page with whose latents those were.")
     rated.add_argument("files", metavar="FILE", nargs="+", help="files that the page saved, one a rater")
     on_suite("study", study, "Train and score what of a suite is missing, and compare its architectures: table, Pareto plots, a sentence.")
-    exported = on_suite("export", export, "Write what was explained for other people's tools: Neuronpedia, or delphi.")
+    exported = on_suite("export", export, "Write what was explained for Neuronpedia, or the activations for delphi.")
     exported.add_argument("--as", required=True, choices=("neuronpedia", "delphi"), dest="format", help="whose format")
     exported.add_argument("--to", required=True, metavar="DIR", help="folder to write it in")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")

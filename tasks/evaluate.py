@@ -1,7 +1,6 @@
 """Evaluate: a scorecard for every finished dictionary of a site, on text that training never saw."""
 
 import itertools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,8 +22,6 @@ from storage.harvest import Part
 from tasks.provenance import code
 from tasks.spliced import Spliced
 from tasks.train import moments_of, rows_within
-
-log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 512
 """Held-out rows a site whose fidelity is noted apart, and which a release carries, so that anyone can verify it without the model."""
@@ -78,7 +75,7 @@ def row_scores(catalogue: Catalogue, site: Site, dictionary: Dictionary, limit: 
     """
     part, begins = catalogue.harvest.part("held_out"), doubling(catalogue.suite.text.context)
     valid, kept, every = part.valid(), rows_within(part, site, limit), part.moments(site)
-    within = every if kept.sum() == every.rows else moments_of(part, site, kept)
+    within = moments_of(part, site, kept, every)
     scored = row_fidelity(dictionary, part.batches(site, kept), within.mean)
     error = float(scored.error_B.sum(dtype=np.float64))
     if within.rows < every.rows:

@@ -187,7 +187,7 @@ def _work_out_inputs(catalogue: Catalogue, site: Site) -> tuple[Normaliser, dict
         limit = norm_limit(part.norms(site, first)[part.valid(first)], training.max_norm)
     kept = rows_within(part, site, limit, first)
     every = part.moments(site, first)
-    moments = every if kept.sum() == every.rows else moments_of(part, site, kept)
+    moments = moments_of(part, site, kept, every)
     return moments.normaliser(training.inputs), {
         "rows": every.rows,
         "rows_left_out": every.rows - moments.rows,
@@ -204,8 +204,10 @@ def rows_within(part: Part, site: Site, limit: float | None, blocks: range | Non
     return valid if limit is None else valid & (part.norms(site, blocks) <= limit)
 
 
-def moments_of(part: Part, site: Site, kept: npt.NDArray[np.bool_]) -> Moments:
-    """Sums over some rows, which are read for it: what `Part.moments` knows of all."""
+def moments_of(part: Part, site: Site, kept: npt.NDArray[np.bool_], every: Moments) -> Moments:
+    """Sums over some rows, which are read for it unless they are all that `every` is of."""
+    if kept.sum() == every.rows:
+        return every
     pieces = [Moments.of(batch) for batch in part.batches(site, kept)]
     return sum(pieces[1:], start=pieces[0])
 

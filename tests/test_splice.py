@@ -67,12 +67,17 @@ def test_to_the_bit_it_makes_no_difference_which_others_are_beside_a_replacement
         assert torch.equal(alone[name].divergence_P, together[name].divergence_P)
 
 
-def test_blocks_below_a_site_run_once_and_those_from_it_on_once_more_for_each_replacement() -> None:
+def runs_of_blocks(site: Site) -> list[int]:
+    """How often each block runs for the three replacements of a site."""
     anatomy, runs = Anatomy(random_model(CONFIGS["gemma3"]())), [0, 0, 0]
     for layer, block in enumerate(anatomy.blocks):
         block.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
-    spliced_predictions(anatomy, Site(1, "mlp_out"), REPLACEMENTS, TOKENS, IS_TEXT)
-    assert runs == [1, 4, 4]
+    spliced_predictions(anatomy, site, REPLACEMENTS, TOKENS, IS_TEXT)
+    return runs
+
+
+def test_blocks_below_a_site_run_once_and_those_from_it_on_once_more_for_each_replacement() -> None:
+    assert runs_of_blocks(Site(1, "mlp_out")) == [1, 4, 4]
 
 
 def test_of_a_gpt2_with_a_bias_on_its_logits_too() -> None:
@@ -106,11 +111,7 @@ def test_of_a_large_vocabulary_the_smallest_terms_are_not_lost() -> None:
 
 
 def test_not_even_the_block_of_a_residual_site_runs_again() -> None:
-    anatomy, runs = Anatomy(random_model(CONFIGS["gemma3"]())), [0, 0, 0]
-    for layer, block in enumerate(anatomy.blocks):
-        block.register_forward_hook(lambda *_, layer=layer: runs.__setitem__(layer, runs[layer] + 1))
-    spliced_predictions(anatomy, Site(1, "resid_post"), REPLACEMENTS, TOKENS, IS_TEXT)
-    assert runs == [1, 1, 4]
+    assert runs_of_blocks(Site(1, "resid_post")) == [1, 1, 4]
 
 
 def test_the_replacement_sees_the_rows_of_text_in_float32_and_gives_them_back_in_the_models_type() -> None:
