@@ -48,7 +48,7 @@ def main() -> None:
     while not trainer.done:
         trainer.train_on(train[torch.randint(len(train), (training.batch_rows,), generator=generator)])
     seconds = time.perf_counter() - start
-    scored = row_fidelity(trainer.dictionary.fold(normaliser), held_out.split(2_048))
+    scored = row_fidelity(trainer.dictionary.fold(normaliser), held_out.split(2_048), Moments.of(held_out).mean)
     settings = {"architecture": args.architecture, "recipe": training.recipe, **given, "width": args.width, "tokens": args.tokens, "seed": args.seed}
     measured = {"l0": round(scored.l0, 1), "fvu": round(scored.fvu, 4), "dead": round(scored.dead, 3), "seconds": round(seconds, 1)}
     print(json.dumps(settings | measured))
