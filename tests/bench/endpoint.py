@@ -4,12 +4,13 @@
     jumpsuite run SUITE --store RUNS
     python tests/bench/endpoint.py SUITE --store RUNS --model SmolLM2-135M-Instruct.Q4_1.gguf --server ENVIRONMENT/bin/python --latents 6
 
-It goes through three runs of `jumpsuite explain`. The first may spend so few tokens that it has to stop. In the second the server is killed after some
-answers, and started again ten seconds later; after some more the run is killed, too. The third goes on to the end. Then all answers that the store
-kept are counted against what the suite's ledger says was spent.
+It goes through three runs of `jumpsuite explain`. The first may spend so few tokens that it has to stop. In the second the server is killed
+after some answers, and started again ten seconds later; after some more the run is killed, too. The third goes on to the end. Then all answers
+that the store kept are counted against what the suite's ledger says was spent.
 """
 
 import argparse
+import atexit
 import json
 import os
 import signal
@@ -37,6 +38,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(self._process.kill)
         for _ in range(240):
             try:
                 if httpx.get(f"{self.address}/models").status_code == 200:
@@ -79,7 +81,8 @@ def main() -> None:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
     def spent() -> int:
-        return sum(json.loads((args.store / name / "spent/tokens.json").read_text()).values())
+        record = json.loads((args.store / name / "spent/tokens.json").read_text())
+        return int(record["prompt"]) + int(record["answer"])
 
     def used() -> int:
         return sum(json.loads(path.read_text())["tokens"] for path in answered())
@@ -95,7 +98,8 @@ def main() -> None:
     said = run.communicate()
     print(f"cap of {args.cap:,}: exit {run.returncode} after {len(answered())} answers; the server says {used():,} tokens, the ledger {spent():,}")
     print(said[1].strip().splitlines()[-1])
-    assert run.returncode == 1 and used() == spent() <= args.cap
+    assert run.returncode == 1
+    assert used() == spent() <= args.cap
 
     run, first = explain(10**9), len(answered())
     wait_for_answers(first + 30, run)
