@@ -4,6 +4,7 @@ VENV ?= .venv
 PEERS ?= .venv-peers
 BIN = $(VENV)/bin
 ON_EVERY_CORE = --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+DICTIONARY_LEARNING = dictionary-learning==0.1.0
 DEMO = deployments/suites/gemma-3-270m-demo.yaml
 
 .PHONY: demo test lint tests test-all bench peers install-demo install-dev lock chaos clean
@@ -38,7 +39,7 @@ peers: $(PEERS)/installed  ## dictionary_learning, whose packages do not fit our
 $(PEERS)/installed:
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check dictionary-learning==0.1.0 $$(grep '^torch==' constraints.txt)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(DICTIONARY_LEARNING) $$(grep '^torch==' constraints.txt)
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision  # its build does not match
 	touch $@
 
@@ -52,6 +53,7 @@ $(VENV)/%.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^uv==' constraints.txt)
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2> /dev/null)}" \
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[$*]'
+	test $* != dev || $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(DICTIONARY_LEARNING)  # for its loader; what it depends on does not fit
 	touch $@
 
 lock: install-dev  ## write constraints.txt from what is installed

@@ -1,11 +1,24 @@
 """How fast this machine multiplies, by a short measurement: specifications and CPU flags tell less than a product does."""
 
+import platform
 import time
+from pathlib import Path
 
 import torch
 
 WORTH_A_WORD = 1.5
 """Times that bfloat16 must be slower than float32 before anybody is told: less is within the noise of a busy machine."""
+
+
+def hardware(device: torch.device) -> str:
+    """What a device is, in words: the GPU's name, or the processor's with its cores."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def flop_a_second(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 1_024, seconds: float = 0.5) -> float:

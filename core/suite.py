@@ -322,11 +322,35 @@ class Explanations(Section):
         return self
 
 
+ReleaseFormat = Literal["saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning", "saelens_gated"]
+
+
+class Rules(Section):
+    """What a dictionary must keep to be released; the others are listed with the rule that they break. By default all are."""
+
+    l0_within: float | None = Field(None, gt=0, examples=[0.2])
+    """How far the measured L0 may be off its target, as a share of it."""
+    max_dead: float | None = Field(None, gt=0, le=1, examples=[0.5])
+    """Share of the latents that fired on no held-out row."""
+    max_dense: float | None = Field(None, gt=0, le=1, examples=[0.05])
+    """Share of the latents that fired on more than a tenth of the held-out rows."""
+    max_fvu: float | None = Field(None, gt=0, examples=[0.5])
+    max_delta_loss: float | None = Field(None, gt=0, examples=[0.5])
+    """Nats a token."""
+    unfinished: bool = Field(False, examples=[True])
+    """Whether dictionaries that are not trained, or failed, may be missing. Where not, they hold up the release."""
+
+
 class Release(Section):
     title: str | None = Field(None, examples=["SAEs for Gemma 3 270M"])
     license: str = Field("cc-by-4.0", examples=["cc-by-4.0"])
     notes: str | None = Field(None, examples=["Trained on a small text; a demonstration."])
     """A paragraph for the model card: terms of the model, known limits."""
+    formats: list[ReleaseFormat] = Field(["saelens", "gemma_scope"], min_length=1, examples=[["saelens", "gemma_scope"]])
+    """In which every dictionary is written; each takes the room of all weights once (`storage/formats`)."""
+    canonical_l0: float = Field(100, gt=0, examples=[100])
+    """Of each site and width the dictionary whose L0 is nearest is the canonical one: for who wants one and does not care which."""
+    rules: Rules = Rules()
 
 
 class Suite(Section):
@@ -524,7 +548,7 @@ class Suite(Section):
         return key_of("explanations", FORMATS["explanations"], dictionary_key, self.explaining.identity())
 
 
-FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 2, "explanations": 1}
+FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 3, "explanations": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
 RESERVED = {"harvests", "dictionaries", "explanations", "answers", "models", "digests", "locks", "paces", "prefect"}

@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -99,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument("--as", required=True, choices=("neuronpedia", "delphi"), dest="format", help="whose format")
     exported.add_argument("--to", required=True, metavar="DIR", help="folder to write it in")
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
-    release.add_argument("--to", metavar="DIR", help="folder or bucket of the release (default: <store>/<suite name>/release)")
+    release.add_argument("--to", metavar="PLACE", help="folder, bucket or hf://ORG/NAME of the release (default: <store>/<suite name>/release)")
+    release.add_argument("--dry-run", action="store_true", help="make and verify it, and say what would be sent to a bucket or the hub")
     deployed = command(
         "deploy", deploy_suites, "Set up a Prefect server for suites on workers: work pools, deployments, automations. Safe to repeat."
     )
@@ -110,8 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     deployed.add_argument("--cron", metavar="TIMES", help="when these suites run, such as '0 2 * * *' for two every night")
     deployed.add_argument("--notify", metavar="URL", help='where every run that fails is told of, as a JSON {"text": ...}, which chats take')
-    verify = command("verify", verify_folder, "Check a release: checksums, then every dictionary against its scorecard.")
-    verify.add_argument("release", metavar="RELEASE", help="folder of a release, or s3://, gs:// or az://")
+    verify = command("verify", verify_place, "Check a release: checksums, then every dictionary against its scorecard.")
+    verify.add_argument("release", metavar="RELEASE", help="folder of a release, or s3://, gs://, az:// or hf://ORG/NAME")
+    verify.add_argument("--loss", action="store_true", help="measure delta losses again too, which loads and runs the model")
     return parser
 
 
@@ -248,17 +251,19 @@ def study(options: argparse.Namespace) -> int:
 
 
 def release_suite(options: argparse.Namespace) -> int:
-    if options.to and options.to.startswith("hf://"):
-        raise ConfigError(f"--to is {options.to!r}; expected a folder or bucket; a hub is not supported yet, write a folder and upload it")
     suite = _suite(options)
     _settle_prefect(options)
     from flows.release import release_flow
     from storage.objects import Store
 
     place = _short(options.to or Store(options.store).where(f"{suite.name}/release"))
-    state = release_flow(suite, options.store, options.to, return_state=True)
+    state = release_flow(suite, options.store, options.to, options.dry_run, return_state=True)
     if not state.is_completed():
-        raise JumpsuiteError(state.message or "the release failed")
+        raise (ConfigError if state.name == "Misconfigured" else JumpsuiteError)(state.message or "the release failed")
+    if options.dry_run:
+        print(f"Made and verified, nothing sent: {place}")
+        _next(f"jumpsuite release {_again(options, only='*')}" + (f" --to {shlex.quote(options.to)}" if options.to else ""))
+        return DONE
     print(f"Released and verified: {place}")
     _next(f"jumpsuite verify {place}")
     return DONE
@@ -283,27 +288,29 @@ def deploy_suites(options: argparse.Namespace) -> int:
     return DONE
 
 
-def verify_folder(options: argparse.Namespace) -> int:
-    in_bucket = "://" in options.release
-    if not in_bucket and not Path(options.release).is_dir():
-        raise ConfigError(f"RELEASE is {options.release!r}, which is not a folder; expected one that jumpsuite release wrote; correct the path")
+def verify_place(options: argparse.Namespace) -> int:
     from tasks.verify import verify_release
 
-    if in_bucket:
-        from storage.objects import Store
-        from storage.release import fetch
-
-        with tempfile.TemporaryDirectory() as folder:
-            _say(f"Fetching {options.release}")
-            fetch(Store(options.release), Path(folder))
-            return _verified(verify_release(Path(folder), options.release))
-    return _verified(verify_release(Path(options.release)))
-
-
-def _verified(found: Iterator[str]) -> int:
-    for line in found:
-        print(line)
+    with _fetched(options.release, "RELEASE") as folder:
+        for line in verify_release(folder, options.release, options.loss):
+            print(line, flush=True)
     return DONE
+
+
+@contextmanager
+def _fetched(place: str, argument: str) -> Iterator[Path]:
+    """A release as a folder: itself, or a copy of what lies in a bucket or on a hub."""
+    from storage import publishing
+
+    if not publishing.is_elsewhere(place):
+        if not Path(place).is_dir():
+            raise ConfigError(f"{argument} is {place!r}, which is not a folder; expected one that holds a release; correct the path")
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _say(f"Fetching {place}")
+        publishing.fetch(place, Path(folder))
+        yield Path(folder)
 
 
 # What they share

@@ -1,5 +1,6 @@
-"""Release: package what is finished, and verify it."""
+"""Release: package what is finished, verify it, and publish it where that is asked for."""
 
+import logging
 from pathlib import Path
 
 from prefect import flow
@@ -7,30 +8,41 @@ from prefect.states import State
 
 from core.suite import Suite
 from flows.outcome import outcome
+from storage import publishing
 from storage.catalogue import Catalogue
 from storage.objects import Store
-from storage.release import publish
 from tasks.release import package_release
 from tasks.verify import verify_release
 
+log = logging.getLogger(__name__)
 
-def destination(catalogue: Catalogue, to: str | None) -> tuple[Path, Store | None]:
-    """The folder that a release is made in, and the bucket that it is then put into, if that is where it is to lie."""
-    place = to or catalogue.store.where(f"{catalogue.suite.name}/release")
-    if "://" not in place:
-        return Path(place), None
-    bucket = Store(place)
-    return bucket.local("release"), bucket
+
+def _staging(catalogue: Catalogue, place: str) -> Path:
+    """The folder that a release is made in: the place itself if it is one, else the one it would be without a word of places, or a cache's."""
+    if not publishing.is_elsewhere(place):
+        return Path(place)
+    if place.startswith(publishing.HUB):
+        return catalogue.store.local(f"{catalogue.suite.name}/release")
+    return Store(place).local("release")
 
 
 @flow(name="release", flow_run_name="release {suite.name}")
-def release_flow(suite: Suite, store: str = "runs", to: str | None = None) -> State:
-    """Leave a verified release of the suite, beside its report or in the folder or bucket `to`."""
+def release_flow(suite: Suite, store: str = "runs", to: str | None = None, dry_run: bool = False) -> State:
+    """Leave a verified release of the suite, beside its report or in the folder, bucket or hub's repository `to`.
+
+    Args:
+        dry_run: whether it is only made and verified, and told what would be sent.
+    """
     with outcome() as result:
         catalogue = Catalogue(suite, store)
-        folder, bucket = destination(catalogue, to)
+        place = to or catalogue.store.where(f"{suite.name}/release")
+        folder = _staging(catalogue, place)
         package_release(catalogue, folder)
         list(verify_release(folder))
-        if bucket:
-            publish(folder, bucket)
+        if publishing.is_elsewhere(place):
+            if dry_run:
+                log.info("%s: %s", place, publishing.changes(folder, place))
+            else:
+                for line in publishing.publish(folder, place, f"{suite.release.title or suite.name}, by Jumpsuite"):
+                    log.info("%s: %s", place, line)
     return result.state

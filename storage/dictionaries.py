@@ -4,7 +4,7 @@
                                dictionary.json, dictionary.safetensors the finished dictionary
                                scorecard-KEY.json                      one for each configuration of the evaluation
                                failure.json                            why the last attempt ended, until one succeeds
-    paces/SITE/NAME-KEY.json   how long a step took: of the machine and the moment, so not among what a configuration makes
+    paces/SITE/NAME-KEY.json   how long a step took, where and when: of the machine and the moment, so not among what a configuration makes
 
 The JSON record is written last and carries the checksum of the tensors: no record, no dictionary.
 """
@@ -97,13 +97,13 @@ class DictionaryFolder:
         self._put(f"scorecard-{key}", scorecard)
 
     @property
-    def pace(self) -> float | None:
-        """Mean seconds of a training step, or None where it was not noted."""
-        record = self.store.get_record(self._pace)
-        return float(record["seconds_a_step"]) if record else None
+    def pace(self) -> dict[str, Any]:
+        """`seconds_a_step` of training, the mean; the `hardware` it ended on, and when it `finished`; nothing where it was not noted."""
+        return self.store.get_record(self._pace) or {}
 
-    def note_pace(self, seconds_a_step: float) -> None:
-        self.store.put_record(self._pace, {"seconds_a_step": seconds_a_step})
+    def note_pace(self, **facts: Any) -> None:
+        """As `pace` gives them."""
+        self.store.put_record(self._pace, facts)
 
     @property
     def _pace(self) -> str:

@@ -1,72 +1,47 @@
 """A release: a folder that other people's libraries load without this project.
 
     README.md  suite.yaml  metrics.parquet  pareto.png
-    saelens/SITE/NAME/cfg.json, sae_weights.safetensors                      sae_lens.SAE.load_from_disk
-    gemma_scope/{res,mlp,att}/layer_L/width_W/average_l0_N/params.npz        Gemma Scope's tree, which has no form for TopK
-    scorecards/SITE/NAME.json     what was measured of each
+    saelens/…  gemma_scope/…      the dictionaries, in the formats of other libraries (`storage/formats`)
+    scorecards/SITE/NAME.json     what was measured of each, where its formats lie, a checksum of its weights
     samples/SITE.safetensors      held-out rows to verify them on, without the model
+    samples/tokens.safetensors    held-out sequences to verify them on, with it
+    provenance.json               where each comes from: code, lock, configuration, text, machine, time
     release.key                   names the scorecards and the code that made it
     SHA256SUMS                    of every other file, written last
 
-Not here: what the card says (`tasks/card.py`).
+Not here: what the card says (`tasks/card.py`), and how it gets into a bucket or onto a hub (`storage/publishing.py`).
 """
 
 import hashlib
-import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import safetensors
-import safetensors.numpy
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
+from core.forms import from_gated, gated
 from core.site import Site
-from core.spec import DictionarySpec, width_label
-from storage.objects import Store
+from core.spec import DictionarySpec
+from storage.formats import FORMATS, gemma_scope
+from storage.formats.released import ReleasedDictionary
 
 SUMS = "SHA256SUMS"
 KEY = "release.key"
-
-# Oldest format of SAELens configurations whose metadata its loader keeps as written; this is the version it was tried with.
-SAELENS_VERSION = "6.54.12"
-
-TRANSFORMER_LENS_HOOK = {"resid_post": "hook_resid_post", "mlp_out": "hook_mlp_out", "attn_z": "attn.hook_z"}
-GEMMA_SCOPE_SITE = {"resid_post": "res", "mlp_out": "mlp", "attn_z": "att"}
-
-
-@dataclass(frozen=True)
-class ReleasedDictionary:
-    """One dictionary of a release, ready to be written."""
-
-    spec: DictionarySpec
-    dictionary: Dictionary
-    scorecard: dict[str, Any]
-    metadata: dict[str, Any]
-    """Model, text and hook point, for people who load it."""
-
-    @property
-    def saelens_path(self) -> str:
-        return f"saelens/{self.spec.site}/{self.spec.name}"
-
-    @property
-    def scorecard_path(self) -> str:
-        return f"scorecards/{self.spec.site}/{self.spec.name}.json"
-
-    @property
-    def gemma_scope_path(self) -> str:
-        kind, layer = GEMMA_SCOPE_SITE[self.spec.site.kind], self.spec.site.layer
-        return f"gemma_scope/{kind}/layer_{layer}/width_{width_label(self.spec.width)}/average_l0_{round(self.scorecard['l0'])}"
+PROVENANCE = "provenance.json"
+SEQUENCES = "samples/tokens.safetensors"
+LOADING = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile, safetensors.SafetensorError)
+"""What loading a file that is not what it should be raises."""
+CANONICAL = "canonical"
+"""Beside the `average_l0_N` of a width in Gemma Scope's tree: the one to take for who does not care."""
 
 
 @contextmanager
@@ -81,7 +56,7 @@ def staged(folder: Path) -> Iterator[Path]:
     if old.exists() and not folder.exists():  # killed between the two renames below
         old.rename(folder)
     if folder.exists() and any(folder.iterdir()) and not _is_ours(folder):
-        raise _not_a_release(str(folder), "folder")
+        raise not_a_release(str(folder))
     for left in (stage, old):
         shutil.rmtree(left, ignore_errors=True)
     stage.mkdir(parents=True)
@@ -97,14 +72,14 @@ def staged(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _listed(sums: str) -> dict[str, str]:
+def listed(sums: str) -> dict[str, str]:
     """The SHA-256 of each name; no name where a line has none."""
     return {name: sha256 for sha256, _, name in (line.partition("  ") for line in sums.splitlines())}
 
 
-def _not_a_release(where: str, kind: str) -> JumpsuiteError:
+def not_a_release(where: str) -> JumpsuiteError:
     return JumpsuiteError(
-        f"{where} is there and is not a release, or holds other files too; expected a new {kind} or a release as it was written; "
+        f"{where} is there and is not a release, or holds other files too; expected a new place or a release as it was written; "
         "choose another with --to"
     )
 
@@ -113,8 +88,8 @@ def _is_ours(folder: Path) -> bool:
     """Whether a folder holds a release and nothing else, hidden files included."""
     if not ((folder / SUMS).is_file() and (folder / KEY).is_file()):
         return False
-    listed = _listed((folder / SUMS).read_text(errors="replace"))
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= {*listed, SUMS}
+    names = listed((folder / SUMS).read_text(errors="replace"))
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} <= {*names, SUMS}
 
 
 def is_current(folder: Path, key: str) -> bool:
@@ -123,66 +98,48 @@ def is_current(folder: Path, key: str) -> bool:
     return path.is_file() and path.read_text(errors="replace") == key and (folder / SUMS).is_file() and not check_sums(folder)
 
 
-def write_dictionaries(folder: Path, released: list[ReleasedDictionary]) -> list[dict[str, Any]]:
-    """Write every dictionary in every format, and its scorecard; gives the scorecards, which now say where the formats lie."""
-    cards = []
-    taken: set[str] = set()
-    for one in released:
-        _write_saelens(folder / one.saelens_path, one)
-        card = one.scorecard | {"saelens": one.saelens_path, "gemma_scope": None}
-        if one.dictionary.k is None:
-            path = one.gemma_scope_path
-            if path in taken:  # two dictionaries of a site may have the same mean L0
-                path = f"{path}_{one.spec.name}"
-            taken.add(path)
-            _write(folder / path / "params.npz", _npz(one.dictionary))
-            card["gemma_scope"] = path
-        _write(folder / one.scorecard_path, json.dumps(card, indent=2, sort_keys=True).encode() + b"\n")
-        cards.append(card)
-    return cards
+def write_dictionary(folder: Path, one: ReleasedDictionary, formats: list[str], canonical: bool) -> dict[str, str]:
+    """Write a dictionary in every format that has a form for it; gives where each lies."""
+    places = {}
+    for name in formats:
+        if path := FORMATS[name].path(one):
+            place = f"{name}/{path}"
+            if (folder / place).exists():  # two dictionaries of a site may have the same mean L0
+                place = f"{place}_{one.spec.name}"
+            for file, data in FORMATS[name].files(one).items():
+                _write(folder / place / file, data)
+            places[name] = place
+    if canonical and "gemma_scope" in places:
+        again = folder / f"gemma_scope/{gemma_scope.of_width(one)}/{CANONICAL}"
+        again.mkdir()
+        (again / gemma_scope.MARK).hardlink_to(folder / places["gemma_scope"] / gemma_scope.MARK)
+    return places
+
+
+def write_scorecard(folder: Path, spec: DictionarySpec, scorecard: dict[str, Any]) -> None:
+    _write(folder / f"scorecards/{spec.site}/{spec.name}.json", json.dumps(scorecard, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def digests(dictionary: Dictionary, formats: Iterable[str]) -> dict[str, str]:
+    """The digest of a dictionary as it is read from each format: the same, but for a Gated SAE's thresholds, which are rounded differences."""
+    return {name: digest(from_gated(**gated(dictionary)) if name == "saelens_gated" else dictionary) for name in formats}
+
+
+def digest(dictionary: Dictionary) -> str:
+    """SHA-256 of a dictionary's weights, whatever format they are in."""
+    sha256 = hashlib.sha256(str(dictionary.k).encode())
+    for name, tensor in sorted(dictionary.tensors().items()):
+        sha256.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def write_sample(folder: Path, site: Site, rows: Tensor) -> None:
     _write(folder / f"samples/{site}.safetensors", safetensors.torch.save({"rows": rows.contiguous()}))
 
 
-def _write_saelens(folder: Path, one: ReleasedDictionary) -> None:
-    """SAELens's folder. `apply_b_dec_to_input` would default to true, and metadata without a version would be thrown away."""
-    tensors, k = one.dictionary.tensors(), one.dictionary.k
-    if k is not None:
-        del tensors["threshold"]
-    config = {
-        **({"architecture": "jumprelu"} if k is None else {"architecture": "topk", "k": k, "rescale_acts_by_decoder_norm": False}),
-        "d_in": tensors["W_enc"].shape[0],
-        "d_sae": tensors["W_enc"].shape[1],
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": False,
-        "normalize_activations": "none",
-        # Heads come concatenated, as the input of the output projection has them.
-        "reshape_activations": "none",
-        "metadata": one.metadata
-        | {
-            "sae_lens_version": SAELENS_VERSION,
-            "hook_name": f"blocks.{one.spec.site.layer}.{TRANSFORMER_LENS_HOOK[one.spec.site.kind]}",
-            "hook_head_index": None,
-            "prepend_bos": True,
-            "l0": one.scorecard["l0"],
-        },
-    }
-    _write(folder / "cfg.json", json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
-    _write(folder / "sae_weights.safetensors", safetensors.torch.save(tensors))
-
-
-def _npz(dictionary: Dictionary) -> bytes:
-    """Gemma Scope's `params.npz`: five float32 arrays, no others (its readers load them strictly)."""
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w") as archive:
-        for name, tensor in sorted(dictionary.tensors().items()):
-            # numpy.savez stamps the time, so that the same arrays would make other bytes.
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:
-                np.lib.format.write_array(entry, tensor.numpy(), allow_pickle=False)
-    return sink.getvalue()
+def write_sequences(folder: Path, tokens_SC: Tensor, is_text_SC: Tensor) -> None:
+    """Sequences of held-out text, S x C, and which of their tokens are text."""
+    _write(folder / SEQUENCES, safetensors.torch.save({"tokens": tokens_SC.int().contiguous(), "is_text": is_text_SC.contiguous()}))
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -212,53 +169,16 @@ def check_sums(folder: Path) -> list[str]:
         raise JumpsuiteError(f"{folder} has no {SUMS}; expected a release; name a folder that jumpsuite release wrote")
     damaged = JumpsuiteError(f"{folder / SUMS} is damaged; expected a checksum and a name a line; get the release again")
     try:
-        listed = _listed((folder / SUMS).read_text())
+        sums = listed((folder / SUMS).read_text())
     except UnicodeDecodeError:
         raise damaged from None
-    if "" in listed:
+    if "" in sums:
         raise damaged
     present = set(_files(folder))
-    faults = [f"{name} is missing" for name in sorted(set(listed) - present)]
-    faults += [f"{name} is not in {SUMS}" for name in sorted(present - set(listed))]
-    faults += [f"{name} was changed" for name in sorted(present & set(listed)) if _sha256(folder / name) != listed[name]]
+    faults = [f"{name} is missing" for name in sorted(set(sums) - present)]
+    faults += [f"{name} is not in {SUMS}" for name in sorted(present - set(sums))]
+    faults += [f"{name} was changed" for name in sorted(present & set(sums)) if _sha256(folder / name) != sums[name]]
     return faults
-
-
-# In a bucket
-
-
-def publish(folder: Path, store: Store) -> None:
-    """Make a store a release: its files put there, its checksums last. What is there is not sent again; what is of a release that was there
-    before is removed after.
-
-    Raises:
-        JumpsuiteError: the store holds what is of neither release, so nothing is put or removed.
-    """
-    there = _listed(store.get(SUMS).decode(errors="replace")) if store.has(SUMS) else {}
-    here, found = _listed((folder / SUMS).read_text()), store.keys("")
-    if not set(found) <= {*there, *here, SUMS}:
-        raise _not_a_release(store.address, "place")
-    for name in sorted(here):
-        if there.get(name) != here[name]:
-            store.put_file(name, folder / name)
-    store.put_file(SUMS, folder / SUMS)
-    for name in set(found) - {*here, SUMS}:
-        store.delete(name)
-
-
-def fetch(store: Store, folder: Path) -> None:
-    """Get every file of a release that is a store.
-
-    Raises:
-        JumpsuiteError: nothing is there.
-    """
-    names = store.keys("")
-    if not names:
-        raise JumpsuiteError(f"{store.address} holds nothing; expected a release; name what jumpsuite release wrote")
-    for name in names:
-        if ".." in name.split("/"):
-            raise JumpsuiteError(f"{store.where(name)} leads out of the release; expected files below it; do not trust this release")
-        store.get_file(name, folder / name)
 
 
 def scorecard_paths(folder: Path) -> list[Path]:
@@ -270,28 +190,28 @@ def read_scorecard(path: Path) -> dict[str, Any]:
 
 
 def read_dictionary(folder: Path, scorecard: dict[str, Any]) -> dict[str, Dictionary]:
-    """The dictionary of a scorecard in each format. Nothing pickled is loaded.
+    """The dictionary of a scorecard in each format. Nothing pickled is run.
 
     Raises:
-        JumpsuiteError: a file does not hold the five float32 tensors of one shape.
+        JumpsuiteError: a file does not hold the float32 tensors of its format, of one shape.
     """
-    where = folder / scorecard["saelens"]
-    try:
-        weights, k = safetensors.torch.load_file(where / "sae_weights.safetensors"), json.loads((where / "cfg.json").read_bytes()).get("k")
-        if k is not None:
-            weights["threshold"] = torch.zeros_like(weights["b_enc"])
-        found = {"saelens": Dictionary(**weights, k=k)}
-        if scorecard["gemma_scope"]:
-            with np.load(folder / scorecard["gemma_scope"] / "params.npz", allow_pickle=False) as archive:
-                arrays: dict[str, Any] = {name: torch.from_numpy(archive[name]) for name in archive.files}
-            found["gemma_scope"] = Dictionary(**arrays)
-        return found
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise JumpsuiteError(f"{scorecard['saelens']} cannot be loaded ({error})") from None
+    found = {}
+    for name, place in scorecard["formats"].items():
+        try:
+            found[name] = FORMATS[name].read(folder / place)
+        except LOADING as error:
+            raise JumpsuiteError(f"{place} cannot be loaded ({error}); expected a dictionary in that format; get the release again") from None
+    return found
 
 
 def read_sample(folder: Path, site: str) -> Tensor:
     return safetensors.torch.load_file(folder / f"samples/{Site.parse(site)}.safetensors")["rows"]
+
+
+def read_sequences(folder: Path) -> tuple[Tensor, Tensor]:
+    """Tokens and which are text, as `write_sequences` takes them."""
+    found = safetensors.torch.load_file(folder / SEQUENCES)
+    return found["tokens"].long(), found["is_text"]
 
 
 def _files(folder: Path) -> list[str]:

@@ -1,130 +1,206 @@
 """Card: the README of a release, written from its scorecards."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from core.spec import DictionarySpec
 from core.suite import Suite
+from tasks.snippets import activations_of, snippets
 from tasks.tables import FURTHER_LEGEND, LEGEND, Scored, further_lines, markdown, table_lines
 from tasks.train import describe_filter
 
+OFF_TARGET = 0.05
+"""From which an L0 counts as off its target."""
 
-def model_card(suite: Suite, scored: Scored, description: dict[str, Any], hooks: dict[str, str]) -> str:
+
+@dataclass(frozen=True)
+class Card:
     """Markdown, with the front matter that the Hugging Face hub reads.
 
     Args:
-        description: of the harvest. hooks: each site's place as a Hugging Face hook point.
+        scored: what is released, with scorecards that say where. left_out: what is not, and why. description: of the harvest. hooks: each site's
+            place as a Hugging Face hook point.
     """
-    title = suite.release.title or suite.name
-    kinds = {grid.architecture for grid in suite.dictionaries}
-    what = "JumpReLU sparse autoencoders" if kinds == {"jumprelu"} else f"sparse autoencoders ({', '.join(sorted(kinds))})"
-    front = {"license": suite.release.license, "library_name": "saelens", "tags": ["sparse-autoencoder", "jumprelu", "interpretability"]}
-    if _on_hub(suite.model.source):
-        front["base_model"] = suite.model.source
-    first_spec, first_card = scored[0]
-    trained, scored_by = (", ".join(sorted({card[key]["commit"] for _, card in scored})) for key in ("trained_by", "code"))
-    loss, text = first_card["loss"], suite.text
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
 
-# {_plain(title)}
+    suite: Suite
+    scored: Scored
+    left_out: Mapping[DictionarySpec, str]
+    description: dict[str, Any]
+    hooks: dict[str, str]
 
-{len(scored)} {what} ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite at
-commit {trained}, scored at {scored_by}.
-{_paragraph(suite.release.notes)}
-| | |
-|---|---|
-| model | `{suite.model.source}`{_revision(suite)}, run in {suite.model.dtype} |
-| text | `{text.source}`: {text.training_tokens:,} tokens to train on, {text.held_out_tokens:,} held out, in sequences of {text.context:,} |
-| text fingerprint | `{description["token_fingerprint"][:16]}` (SHA-256 of the tokens) |
-| sites | {", ".join(f"`{site}` (`{hook}`)" for site, hook in hooks.items())} |
-| intact loss | {loss["intact"]:.3f} nats a token, over {loss["sequences"]} held-out sequences |
+    def markdown(self) -> str:
+        title = self.suite.release.title or self.suite.name
+        parts = [
+            f"---\n{yaml.safe_dump(self._front(), sort_keys=False).strip()}\n---",
+            f"# {_plain(title)}",
+            self._what(),
+            _plain(self.suite.release.notes or ""),
+            self._facts(),
+            "## What was measured",
+            markdown(table_lines(self.scored)),
+            LEGEND,
+            "![FVU and delta loss against L0](pareto.png)",
+            markdown(further_lines(self.scored)),
+            FURTHER_LEGEND,
+            *self._canonical(),
+            *self._not_released(),
+            "## How to load one",
+            *self._loading(),
+            "## How they were trained",
+            self._training(),
+            "## Know before use",
+            "\n".join(f"- {line}" for line in self._limits()),
+            "## Verify, license, cite",
+            self._trust(),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
 
-## What was measured
+    def _front(self) -> dict[str, Any]:
+        front = {
+            "license": self.suite.release.license,
+            "library_name": "saelens",
+            "tags": ["sparse-autoencoder", "jumprelu", "interpretability"],
+        }
+        return front | ({"base_model": self.suite.model.source} if _on_hub(self.suite.model.source) else {})
 
-{markdown(table_lines(scored))}
+    def _what(self) -> str:
+        kinds = {spec.architecture for spec, _ in self.scored}
+        what = "JumpReLU sparse autoencoders" if kinds == {"jumprelu"} else f"sparse autoencoders ({', '.join(sorted(kinds))})"
+        trained, scored_by = (", ".join(sorted({card[key]["commit"] for _, card in self.scored})) for key in ("trained_by", "code"))
+        return (
+            f"{len(self.scored)} {what} ([arXiv:2407.14435](https://arxiv.org/abs/2407.14435)), trained by Jumpsuite at commit {trained}, "
+            f"scored at {scored_by}. Configuration, machine and time of each: `provenance.json`."
+        )
 
-{LEGEND}
+    def _facts(self) -> str:
+        suite, text, loss = self.suite, self.suite.text, self.scored[0][1]["loss"]
+        revision = f" at `{suite.model.revision}`" if suite.model.revision else ""
+        sites = dict.fromkeys(str(spec.site) for spec, _ in self.scored)
+        tokens = f"{text.training_tokens:,} tokens to train on, {text.held_out_tokens:,} held out"
+        lines = {
+            "model": f"`{suite.model.source}`{revision}, run in {suite.model.dtype}",
+            "text": f"`{text.source}`: {tokens}, in sequences of {text.context:,}",
+            "text fingerprint": f"`{self.description['token_fingerprint'][:16]}` (SHA-256 of the tokens)",
+            "sites": ", ".join(f"`{site}` (`{self.hooks[site]}`)" for site in sites),
+            "intact loss": f"{loss['intact']:.3f} nats a token, over {loss['sequences']} held-out sequences",
+            "formats": ", ".join(f"`{name}/`" for name in suite.release.formats),
+        }
+        return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in lines.items())])
 
-{markdown(further_lines(scored))}
+    def _canonical(self) -> list[str]:
+        chosen = [(spec, card) for spec, card in self.scored if card["canonical"]]
+        if len(chosen) == len(self.scored):
+            return []
+        lines = [
+            ("site", "width", "L0", "take"),
+            *((str(spec.site), f"{spec.width:,}", f"{card['l0']:.1f}", f"`{spec.name}`") for spec, card in chosen),
+        ]
+        return [
+            "## Which one to take",
+            f"If any will do: of each site and width the one whose L0 is nearest {self.suite.release.canonical_l0:g}.",
+            markdown(lines),
+        ]
 
-{FURTHER_LEGEND}
+    def _not_released(self) -> list[str]:
+        if not self.left_out:
+            return []
+        rules = {name: value for name, value in self.suite.release.rules.model_dump().items() if value}
+        lines = [("site", "dictionary", "why"), *((str(spec.site), f"`{spec.name}`", _plain(why)) for spec, why in self.left_out.items())]
+        return [
+            "## Not released",
+            f"Trained for this suite, but left out by its rules ({_plain(json.dumps(rules))}):",
+            markdown(lines),
+        ]
 
-![FVU and delta loss against L0](pareto.png)
+    def _loading(self) -> list[str]:
+        spec, card = next(((spec, card) for spec, card in self.scored if card["canonical"]), self.scored[0])
+        spec, card = next(((s, c) for s, c in self.scored if s.architecture == "jumprelu" and c["canonical"]), (spec, card))
+        hook, model = self.hooks[str(spec.site)], self.suite.model
+        parts = [f"`{spec.site}`, width {spec.width:,}, L0 {card['l0']:.0f}. `activations` are those of `{hook}`, raw: {RAW}"]
+        for title, code in snippets(card).items():
+            parts += [f"### {title}", f"```python\n{code}```"]
+        if not self._unpacked:
+            parts += ["### Activations, with transformers", f"```python\n{activations_of(model.source, model.revision, model.dtype, hook)}```"]
+        return parts
 
-## How to load one
+    def _training(self) -> str:
+        every = sorted({spec.tokens for spec, _ in self.scored})
+        training = self.suite.training
+        told = training.identity() | {"recipe": training.recipe, "tokens": every[0] if len(every) == 1 else every}
+        return f"```json\n{json.dumps(told, indent=2)}\n```"
 
-```python
-from sae_lens import SAE
+    @property
+    def _unpacked(self) -> bool:
+        return self.suite.model.source.startswith("package:") or self.suite.model.source.endswith(".gguf")
 
-sae = SAE.load_from_disk("saelens/{first_spec.site}/{first_spec.name}")
-latents = sae.encode(activations)       # raw activations of {hooks[str(first_spec.site)]}
-reconstruction = sae.decode(latents)
-```
+    def _limits(self) -> list[str]:
+        cards = [card for _, card in self.scored]
+        rows = cards[0]["rows"]
+        lines = [
+            f"Dead latents: {_range([card['dead'] for card in cards])} fired on none of the {rows:,} held-out rows; rare latents count as dead here.",
+            f"Dense latents: {_range([card['dense']['0.1'] for card in cards])} fire on more than a tenth of the rows; these seldom mean one thing.",
+        ]
+        targets = [(spec, card) for spec, card in self.scored if spec.target_l0 is not None]
+        off = [f"`{spec.site}` `{spec.name}` ({card['l0']:.1f})" for spec, card in targets if abs(card["l0"] / spec.target_l0 - 1) > OFF_TARGET]
+        if off:
+            lines.append(
+                f"L0 is more than {OFF_TARGET:.0%} off its target at {len(off)} of {len(targets)}: {', '.join(off[:10])}{', …' * (len(off) > 10)}."
+            )
+        text = self.suite.text
+        lines.append(
+            f"They know the text they were trained on, `{text.source}`, {text.training_tokens:,} tokens; on other text expect higher FVU and delta "
+            "loss."
+        )
+        if self._unpacked:
+            lines.append("The model's weights were unpacked from a GGUF file, so they are quantised: activations of the original weights differ.")
+        lines.append("BOS, EOS and padding were neither trained nor scored on, and keep their own activations when a dictionary is spliced in.")
+        lines += self._filter()
+        return lines
 
-{_with_numpy(scored)}
-Activations are raw: their scale, mean and the pre-encoder bias are folded into the weights. `attn_z` takes the heads
-concatenated, as the input of the attention's output projection has them.
+    def _filter(self) -> list[str]:
+        seen = {str(spec.site): card["inputs"] for spec, card in self.scored if card["inputs"]["norm_limit"] is not None}
+        if not seen:
+            return ["No rows were left out for their norm."]
+        sites = "\n".join(f"  - `{site}`: {describe_filter(inputs)}." for site, inputs in seen.items())
+        return [f"Rows of extreme norm were left out of training and of L0, FVU and dead latents (not of delta loss):\n{sites}"]
 
-## How they were trained
+    def _trust(self) -> str:
+        return (
+            "`jumpsuite verify` checks `SHA256SUMS`, loads every file, and measures L0 and FVU of every dictionary on `samples/`; with "
+            "`--loss`, which runs the model, delta loss too. `metrics.parquet` has every number.\n\nThe dictionaries are under "
+            f"`{self.suite.release.license}`; the terms of the model that they were made from hold beside it.\n\n"
+            f"```bibtex\n{BIBTEX}```"
+        )
 
-```json
-{json.dumps(suite.training.identity() | {"recipe": suite.training.recipe, "tokens": _tokens(scored)}, indent=2)}
-```
 
-## Know before use
+RAW = (
+    "their scale, mean and the pre-encoder bias are folded into the weights. `attn_z` takes the heads concatenated, as the input of the attention's "
+    "output projection has them."
+)
 
-- BOS, EOS and padding were neither trained nor scored on, and keep their own activations when a dictionary is spliced in.
-{_filter_notes(scored)}
-- "Dead %" counts latents that fired on none of the {first_card["rows"]:,} held-out rows; rare latents count as dead here.
-
-`jumpsuite verify` checks `SHA256SUMS` and runs every dictionary on `samples/` against its scorecard.
+BIBTEX = """\
+@article{rajamanoharan2024jumping,
+  title   = {Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders},
+  author  = {Rajamanoharan, Senthooran and Lieberum, Tom and Sonnerat, Nicolas and Conmy, Arthur and
+             Varma, Vikrant and Kram{\\'a}r, J{\\'a}nos and Nanda, Neel},
+  journal = {arXiv preprint arXiv:2407.14435},
+  year    = {2024}
+}
 """
 
 
-def _with_numpy(scored: Scored) -> str:
-    path = next((card["gemma_scope"] for _, card in scored if card["gemma_scope"]), None)
-    if path is None:
-        return ""
-    return f"""With NumPy alone (Gemma Scope's format):
-
-```python
-import numpy as np
-
-p = np.load("{path}/params.npz")
-z = activations @ p["W_enc"] + p["b_enc"]
-reconstruction = (z * (z > p["threshold"])) @ p["W_dec"] + p["b_dec"]
-```
-"""
-
-
-def _tokens(scored: Scored) -> int | list[int]:
-    """Rows trained on: one number, or all that occur."""
-    every = sorted({spec.tokens for spec, _ in scored})
-    return every[0] if len(every) == 1 else every
-
-
-def _revision(suite: Suite) -> str:
-    return f" at `{suite.model.revision}`" if suite.model.revision else ""
-
-
-def _filter_notes(scored: Scored) -> str:
-    seen = {str(spec.site): card for spec, card in scored if card["inputs"]["norm_limit"] is not None}
-    if not seen:
-        return "- No rows were left out for their norm."
-    lines = [f"  - `{site}`: {describe_filter(card['inputs'])}." for site, card in seen.items()]
-    return "- Rows of extreme norm were left out of training and of L0, FVU and dead % (not of delta loss):\n" + "\n".join(lines)
-
-
-def _paragraph(notes: str | None) -> str:
-    return f"\n{_plain(notes)}\n" if notes else ""
+def _range(shares: list[float]) -> str:
+    low, high = min(shares), max(shares)
+    return f"{low:.1%}" if f"{low:.1%}" == f"{high:.1%}" else f"{low:.1%} to {high:.1%}"
 
 
 def _plain(text: str) -> str:
-    """A user's words as one Markdown paragraph that cannot open HTML."""
-    return " ".join(text.split()).replace("<", "&lt;")
+    """A user's words as one Markdown paragraph that cannot open HTML, nor end a table's cell."""
+    return " ".join(text.split()).replace("<", "&lt;").replace("|", "\\|")
 
 
 def _on_hub(source: str) -> bool:

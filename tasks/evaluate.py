@@ -25,6 +25,8 @@ from tasks.train import moments_of, rows_within
 
 SAMPLE_ROWS = 512
 """Held-out rows a site whose fidelity is noted apart, and which a release carries, so that anyone can verify it without the model."""
+SAMPLE_SEQUENCES = 4
+"""Held-out sequences whose delta loss is noted apart, and which a release carries, so that anyone with the model can verify it."""
 DENSE = (0.01, 0.1)
 """Latents that fire on more than that share of the rows are counted as dense."""
 
@@ -54,7 +56,7 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
             "inputs": inputs,
             **row_scores(catalogue, site, dictionaries[spec.name].to(device), inputs["norm_limit"]),
             "uniformity": spliced.uniformity(spec.name),
-            "loss": spliced.scores(spec.name),
+            "loss": spliced.scores(spec.name, SAMPLE_SEQUENCES),
         }
         folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
 

@@ -55,10 +55,15 @@ class Spliced:
         self._where = Positions(*predicted(is_text_SC).T.cpu().numpy())
         self._begins = doubling(tokens_SC.shape[1])
 
-    def scores(self, name: str) -> dict[str, Any]:
-        """What a dictionary changes, and as its scale what the site's mean, and zeros, would."""
+    def scores(self, name: str, sample: int) -> dict[str, Any]:
+        """What a dictionary changes, and as its scale what the site's mean, and zeros, would.
+
+        Args:
+            sample: sequences from the first on, of which it is noted apart.
+        """
         intact = self._loss["intact"]
         delta, divergence = self._loss[name] - intact, self._divergence[name]
+        of_sample = delta[self._where.sequence_E < sample]
         return {
             "sequences": len(np.unique(self._where.sequence_E)),
             "predictions": len(intact),
@@ -71,6 +76,7 @@ class Spliced:
             "divergence_interval": self._where.interval(divergence),
             "divergence_zero": float(self._divergence["zero"].mean()),
             "divergence_mean": float(self._divergence["mean"].mean()),
+            "sample": {"predictions": len(of_sample), "delta": float(of_sample.mean()) if len(of_sample) else None},
             "by_position": {"begins": self._begins, "delta": self._where.means(self._begins, delta)},
         }
 

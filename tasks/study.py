@@ -82,7 +82,11 @@ def cells_of(catalogue: Catalogue, scored: Scored) -> list[Cell]:
     for (spec, card), row in zip(scored, rows_of(scored), strict=True):
         rate = spec.learning_rate or catalogue.suite.training.learning_rate
         cell = Cell(str(spec.site), spec.width, spec.architecture, _sparsity(spec), rate)
-        extra = {"frequent": card["dense"]["0.1"], "ms_a_step": 1_000 * (catalogue.folder(spec).pace or math.nan), "learning_rate": rate}
+        extra = {
+            "frequent": card["dense"]["0.1"],
+            "ms_a_step": 1_000 * catalogue.folder(spec).pace.get("seconds_a_step", math.nan),
+            "learning_rate": rate,
+        }
         found.setdefault(cell.at, cell).rows.append(row | extra)
     return list(found.values())
 

@@ -1,6 +1,7 @@
 """Tables: what was measured, a row a dictionary, for terminals, Markdown and Parquet."""
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -137,7 +138,7 @@ def grid(lines: list[tuple[str, ...]]) -> str:
     return "\n".join([text[0], rule, *text[1:]])
 
 
-def markdown(lines: list[tuple[str, ...]]) -> str:
+def markdown(lines: Sequence[tuple[str, ...]]) -> str:
     """The same table in Markdown."""
     head, *rest = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
@@ -159,8 +160,15 @@ LEGEND = (
 )
 
 
-def parquet(scored: Scored) -> bytes:
-    """The suite's scorecards as one Parquet table."""
+def parquet(scored: Scored, left_out: Mapping[DictionarySpec, str] | None = None) -> bytes:
+    """The suite's scorecards as one Parquet table.
+
+    Args:
+        left_out: of a release, why a dictionary is not in it: a column more.
+    """
+    rows = rows_of(scored)
+    if left_out is not None:
+        rows = [row | {"left_out": left_out.get(spec)} for row, (spec, _) in zip(rows, scored, strict=True)]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows_of(scored)), sink)
+    pq.write_table(pa.Table.from_pylist(rows), sink)
     return sink.getvalue()

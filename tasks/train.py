@@ -5,6 +5,7 @@ import statistics
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from core.anatomy import devices_of
 from core.errors import JumpsuiteError, SickDictionary
 from core.key import key_of
+from core.machine import hardware
 from core.order import TrainingOrder
 from core.sharding import Shards
 from core.site import Site
@@ -287,7 +289,8 @@ def _keep(folder: DictionaryFolder, trainer: Trainer, due: bool, facts: dict[str
     if trainer.done:
         dictionary = trainer.fold()
         if stores:
-            folder.note_pace(statistics.fmean(trainer.seconds))
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            folder.note_pace(seconds_a_step=statistics.fmean(trainer.seconds), hardware=hardware(trainer.dictionary.b_dec.device), finished=now)
             folder.finish(dictionary, facts | {"spec": folder.spec.identity(), "history": trainer.history})
     elif due:
         state = trainer.state()

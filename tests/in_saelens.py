@@ -16,7 +16,7 @@ def both_ways(release: Path) -> Iterator[tuple[dict[str, Any], Any, float, float
     """Scorecard, SAELens's dictionary, and the relative errors of its encode and decode, for raw held-out rows of the release's samples."""
     for path in scorecard_paths(release):
         card = read_scorecard(path)
-        ours, theirs = read_dictionary(release, card)["saelens"], SAE.load_from_disk(str(release / card["saelens"]))
+        ours, theirs = read_dictionary(release, card)["saelens"], SAE.load_from_disk(str(release / card["formats"]["saelens"]))
         x = load_file(release / f"samples/{card['spec']['site']}.safetensors")["rows"]
         f, f_theirs = ours.encode(x), theirs.encode(x)
         yield card, theirs, relative_error(f_theirs, f), relative_error(theirs.decode(f_theirs), ours.decode(f))

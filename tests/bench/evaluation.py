@@ -134,7 +134,7 @@ def main() -> None:
         began = time.perf_counter()
         theirs = {}
         for name, card in cards.items():
-            sae = SAE.load_from_disk(str(release / card["saelens"]))
+            sae = SAE.load_from_disk(str(release / card["formats"]["saelens"]))
             sae.cfg.metadata.hook_name = f"model.layers.{site.layer}"
             theirs[name] = theirs_of(sae, model, tokens, special, args.batch, args.saebench)
         seconds = time.perf_counter() - began

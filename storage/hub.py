@@ -1,0 +1,114 @@
+"""The Hugging Face hub: a release as a repository, `hf://ORG/NAME`. It is published in one commit, or not at all.
+
+Large files go there first, where nobody sees them until a commit names them; of an upload that was cut off they need not go again. The token
+comes from the environment (`HF_TOKEN`) or from `hf auth login`.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from core.errors import ConfigError, JumpsuiteError
+from storage.changes import Changes
+from storage.release import SUMS, listed
+
+AT_ONCE = 64
+"""Files that are sent before it is said how far it is."""
+OF_THE_HUB = {".gitattributes"}
+"""What the hub itself puts into a repository."""
+
+
+class Hub:
+    """Raises ConfigError where the address names no repository."""
+
+    def __init__(self, address: str) -> None:
+        named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?", address)
+        if not named:
+            raise ConfigError(
+                f"the place is {address!r}; expected a repository of the hub; write it hf://ORG/NAME, or hf://ORG/NAME@REVISION to read"
+            )
+        self.address, self._repository, self._revision = address, named[1], named[2]
+
+    @cached_property
+    def _api(self) -> HfApi:
+        return HfApi(library_name="jumpsuite")
+
+    def changes(self, folder: Path) -> Changes:
+        """What publishing a folder's release would change.
+
+        Raises:
+            JumpsuiteError: the repository holds what is of no release, or the hub does not answer.
+        """
+        if self._revision is not None:
+            raise ConfigError(f"the place is {self.address!r}; expected no revision to publish to; leave out @{self._revision}")
+        found, sums = set[str](), ""
+        if self._head is not None:
+            with self._explained("read"):
+                info = self._api.model_info(self._repository, revision=self._head)
+                found = {file.rfilename for file in (info.siblings or [])} - OF_THE_HUB
+                if SUMS in found:
+                    sums = Path(self._api.hf_hub_download(self._repository, SUMS, revision=self._head)).read_text(errors="replace")
+        return Changes.to(folder, found, sums, self.address)
+
+    @cached_property
+    def _head(self) -> str | None:
+        """The commit that there is something to change of; None where there is no repository."""
+        with self._explained("read"):
+            try:
+                return self._api.model_info(self._repository).sha
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                return None
+
+    def publish(self, folder: Path, message: str) -> Iterator[str]:
+        """Make the repository the release of a folder, saying how far it is.
+
+        Raises:
+            JumpsuiteError: as `changes`; or somebody else changed it meanwhile. Then nothing is published.
+        """
+        changes = self.changes(folder)
+        yield str(changes)
+        if not changes.some:
+            return
+        with self._explained("written to"):
+            self._api.create_repo(self._repository, exist_ok=True)
+            additions = {name: CommitOperationAdd(name, folder / name) for name in changes.added}
+            sums = listed((folder / SUMS).read_text())
+            once = list({sums.get(name, name): addition for name, addition in additions.items()}.values())  # what is there twice is sent once
+            for first in range(0, len(once), AT_ONCE):
+                self._api.preupload_lfs_files(self._repository, once[first : first + AT_ONCE], free_memory=False)
+                yield f"{min(first + AT_ONCE, len(once)):,} of {len(once):,} files are there, not yet published"
+            removals = map(CommitOperationDelete, changes.removed)
+            commit = self._api.create_commit(self._repository, [*additions.values(), *removals], commit_message=message, parent_commit=self._head)
+        yield f"published in one commit, {commit.oid[:12]}"
+
+    def fetch(self, folder: Path) -> None:
+        """Get every file of the release. Raises JumpsuiteError where there is none, or the hub does not answer."""
+        with self._explained("read"):
+            snapshot_download(self._repository, revision=self._revision, local_dir=folder)
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+            raise JumpsuiteError(
+                f"{self.address} is not there, or not for this token ({_said(error)}); expected a repository; correct the address or set HF_TOKEN"
+            ) from None
+        except HfHubHTTPError as error:
+            code = error.response.status_code if error.response is not None else None
+            hint = "set HF_TOKEN to a token that may write there" if code in (401, 403) else "run it again, which sends only what is not there"
+            raise JumpsuiteError(f"{self.address} could not be {what} ({_said(error)}); expected it to be; {hint}") from None
+        except (httpx.HTTPError, OSError, RuntimeError, HFValidationError, ValueError) as error:
+            raise JumpsuiteError(
+                f"{self.address} could not be {what} ({_said(error)}); expected the hub to answer; run it again, which sends only what is not there"
+            ) from None
+
+
+def _said(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
