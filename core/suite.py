@@ -551,4 +551,4 @@ class Suite(Section):
 FORMATS = {"harvest": 4, "dictionary": 4, "scorecard": 3, "explanations": 1}
 """Raised by whoever changes the code so that the same configuration would now make something else."""
 
-RESERVED = {"harvests", "dictionaries", "explanations", "answers", "models", "digests", "locks", "paces", "prefect"}
+RESERVED = {"harvests", "dictionaries", "explanations", "compared", "answers", "models", "digests", "locks", "paces", "prefect"}

@@ -99,6 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     exported = on_suite("export", export, "Write what was explained for Neuronpedia, or the activations for delphi.")
     exported.add_argument("--as", required=True, choices=("neuronpedia", "delphi"), dest="format", help="whose format")
     exported.add_argument("--to", required=True, metavar="DIR", help="folder to write it in")
+    compared = on_suite("evaluate", evaluate, "Measure anybody's dictionaries as the suite's own are, on its text, beside them.")
+    compared.add_argument(
+        "--release", required=True, metavar="PLACE", help="folder, bucket or hf://ORG/NAME[@REVISION][/FOLDER] that holds them, in any format"
+    )
     release = on_suite("release", release_suite, "Package a finished suite for other people's libraries, and verify it.")
     release.add_argument("--to", metavar="PLACE", help="folder, bucket or hf://ORG/NAME of the release (default: <store>/<suite name>/release)")
     release.add_argument("--dry-run", action="store_true", help="make and verify it, and say what would be sent to a bucket or the hub")
@@ -269,6 +273,20 @@ def release_suite(options: argparse.Namespace) -> int:
     return DONE
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    suite = _suite(options)
+    with _fetched(options.release, "--release") as folder:
+        _settle_prefect(options)
+        from flows.compare import compare_flow
+        from tasks.tables import LEGEND
+
+        state = compare_flow(suite, folder, options.store, options.only, return_state=True)
+        if not state.is_completed():
+            return _failed(state, f"jumpsuite harvest {_again(options)}    (makes the activations that they are measured on)")
+        print(f"\n{state.message}\n\n{LEGEND}")
+    return DONE
+
+
 def deploy_suites(options: argparse.Namespace) -> int:
     suites = [parse_suite(_text(path), []) for path in options.suites]
     from storage.objects import Store
@@ -307,10 +325,11 @@ def _fetched(place: str, argument: str) -> Iterator[Path]:
             raise ConfigError(f"{argument} is {place!r}, which is not a folder; expected one that holds a release; correct the path")
         yield Path(place)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, publishing.name_of(place))  # for a format in whose files it is not said of what they are
         _say(f"Fetching {place}")
-        publishing.fetch(place, Path(folder))
-        yield Path(folder)
+        publishing.fetch(place, folder)
+        yield folder
 
 
 # What they share

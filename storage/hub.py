@@ -28,12 +28,12 @@ class Hub:
     """Raises ConfigError where the address names no repository."""
 
     def __init__(self, address: str) -> None:
-        named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?", address)
+        named = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/(.+?))?/?", address)
         if not named:
             raise ConfigError(
-                f"the place is {address!r}; expected a repository of the hub; write it hf://ORG/NAME, or hf://ORG/NAME@REVISION to read"
+                f"the place is {address!r}; expected a repository of the hub; write it hf://ORG/NAME, or to read hf://ORG/NAME@REVISION/FOLDER"
             )
-        self.address, self._repository, self._revision = address, named[1], named[2]
+        self.address, self._repository, self._revision, self._folder = address, named[1], named[2], named[3]
 
     @cached_property
     def _api(self) -> HfApi:
@@ -45,8 +45,8 @@ class Hub:
         Raises:
             JumpsuiteError: the repository holds what is of no release, or the hub does not answer.
         """
-        if self._revision is not None:
-            raise ConfigError(f"the place is {self.address!r}; expected no revision to publish to; leave out @{self._revision}")
+        if self._revision is not None or self._folder is not None:
+            raise ConfigError(f"the place is {self.address!r}; expected a whole repository to publish to; write hf://{self._repository}")
         found, sums = set[str](), ""
         if self._head is not None:
             with self._explained("read"):
@@ -88,9 +88,11 @@ class Hub:
         yield f"published in one commit, {commit.oid[:12]}"
 
     def fetch(self, folder: Path) -> None:
-        """Get every file of the release. Raises JumpsuiteError where there is none, or the hub does not answer."""
+        """Get every file there. Raises JumpsuiteError where there is none, or the hub does not answer."""
         with self._explained("read"):
-            snapshot_download(self._repository, revision=self._revision, local_dir=folder)
+            snapshot_download(
+                self._repository, revision=self._revision, local_dir=folder, allow_patterns=f"{self._folder}/*" if self._folder else None
+            )
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:

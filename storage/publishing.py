@@ -17,6 +17,13 @@ def is_elsewhere(place: str) -> bool:
     return "://" in place
 
 
+def name_of(place: str) -> str:
+    """What a place elsewhere is called: of a hub's, its repository without the organisation."""
+    parts = [part for part in place.partition("://")[2].split("/") if part]
+    named = parts[1] if place.startswith(HUB) and len(parts) > 1 else parts[-1] if parts else "release"
+    return named.partition("@")[0]
+
+
 def changes(folder: Path, place: str) -> Changes:
     """What publishing there would change.
 

@@ -41,24 +41,33 @@ def evaluate_site(catalogue: Catalogue, site: Site) -> None:
     ]
     if not waiting:
         return
-    device = device_of(catalogue.suite.device)
     dictionaries = {spec.name: catalogue.folder(spec).load() for spec in waiting}
-    spliced = Spliced(catalogue, site, dictionaries)
-    for spec in waiting:
+    inputs = catalogue.folder(waiting[0]).facts["inputs"]
+    measured = measure(catalogue, site, dictionaries, inputs["norm_limit"])
+    for spec, (_, scores) in zip(waiting, measured, strict=True):
         folder = catalogue.folder(spec)
-        inputs = folder.facts["inputs"]
-        scorecard = {
-            "spec": spec.identity(),
-            "dictionary": folder.key,
-            "harvest": catalogue.harvest.key,
-            "code": code(),
-            "trained_by": folder.facts["code"],
-            "inputs": inputs,
-            **row_scores(catalogue, site, dictionaries[spec.name].to(device), inputs["norm_limit"]),
-            "uniformity": spliced.uniformity(spec.name),
-            "loss": spliced.scores(spec.name, SAMPLE_SEQUENCES),
-        }
-        folder.save_scorecard(catalogue.scorecard_key(spec), scorecard)
+        of = {"spec": spec.identity(), "dictionary": folder.key, "trained_by": folder.facts["code"], "inputs": inputs}
+        folder.save_scorecard(catalogue.scorecard_key(spec), of | scores)
+
+
+def measure(catalogue: Catalogue, site: Site, dictionaries: dict[str, Dictionary], limit: float | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The scores of dictionaries of a site, one after another.
+
+    Args:
+        limit: the norm above which rows do not count, as in training.
+    """
+    device, spliced = device_of(catalogue.suite.device), Spliced(catalogue, site, dictionaries)
+    for name, dictionary in dictionaries.items():
+        yield (
+            name,
+            {
+                "harvest": catalogue.harvest.key,
+                "code": code(),
+                **row_scores(catalogue, site, dictionary.to(device), limit),
+                "uniformity": spliced.uniformity(name),
+                "loss": spliced.scores(name, SAMPLE_SEQUENCES),
+            },
+        )
 
 
 def sample_rows(part: Part, site: Site, limit: float | None) -> Tensor:

@@ -93,6 +93,27 @@ def _give_or_take(row: dict[str, Any], column: str, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}" + (f" ± {(high - low) / 2:.{digits}f}" if low is not None else "")
 
 
+def compared_line(site: str, name: str, width: int, card: dict[str, Any]) -> tuple[str, ...]:
+    """What is shown of a dictionary beside anybody's: site, name, width, L0, FVU, delta loss, KL, cosine, relative norm, dead."""
+    loss = card["loss"]
+    row = {
+        **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
+        **_with_interval("delta_loss", loss["delta"], loss["delta_interval"]),
+        **_with_interval("divergence", loss["divergence"], loss["divergence_interval"]),
+    }
+    measured = (_give_or_take(row, "fvu", 3), _give_or_take(row, "delta_loss", 3), _give_or_take(row, "divergence", 3))
+    return (
+        site,
+        name,
+        f"{width:,}",
+        f"{card['l0']:.1f}",
+        *measured,
+        f"{card['cosine']:.3f}",
+        f"{card['relative_norm']:.3f}",
+        f"{100 * card['dead']:.1f}",
+    )
+
+
 def further_lines(scored: Scored) -> list[tuple[str, ...]]:
     """What else was measured of each dictionary, for a page that has room; the head first."""
     head = ("site", "width", "L0", "KL", "mean-abl. KL", "cosine", "relative norm", "uniformity", "> 1%", "> 10%", "bfloat16")

@@ -416,3 +416,82 @@ def test_a_place_that_is_no_repository_to_publish_to_is_told_in_a_sentence(store
     assert run.returncode == 2
     assert "hf://" in run.stderr
     assert "expected" in run.stderr
+
+
+# Other people's dictionaries
+
+
+def test_anybodys_dictionaries_are_measured_beside_the_suites_own(
+    hub: HubServer, store: Path, suite_file: Path, release: Path, tmp_path: Path
+) -> None:
+    assert here("release", suite_file, "--store", store, "--to", f"hf://{PLACE}").returncode == 0
+    compared = here("evaluate", suite_file, "--store", store, "--release", f"hf://{PLACE}/gemma_scope_2")
+    assert compared.returncode == 0, compared.stderr
+    of_suite = {card["name"]: card for card in cards(release) if card["spec"]["site"] == "L01.resid_post"}
+    rows = [line.split() for line in compared.stdout.splitlines() if line.startswith("L01.resid_post")]
+    assert len(rows) == 3 + 2, "the suite's three, and two that are not TopK"
+    ours, theirs = ({tuple(row[2:]) for row in rows if ("/" in row[1]) == foreign} for foreign in (False, True))
+    assert theirs < ours, "the same dictionaries by the same numbers"
+    assert len(of_suite) == 3
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "topk", "jumprelu"])
+@pytest.mark.parametrize("subtracts", [True, False])
+def test_what_saelens_saved_of_any_architecture_is_read_as_the_same_function(architecture: str, subtracts: bool, tmp_path: Path) -> None:
+    from sae_lens import SAE
+
+    torch.manual_seed(0)
+    config: dict[str, Any] = {"d_in": 24, "d_sae": 80, "apply_b_dec_to_input": subtracts, "metadata": {"hook_name": "blocks.3.attn.hook_z"}}
+    config |= {"k": 5, "rescale_acts_by_decoder_norm": True} if architecture == "topk" else {}
+    sae: Any = SAE.from_dict(config | {"architecture": architecture, "dtype": "float32", "device": "cpu"})
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.rand(parameter.shape) if name == "threshold" else torch.randn(parameter.shape) / 3)
+    sae.save_model(tmp_path)
+    read, x = FORMATS["saelens"].read(tmp_path), torch.randn(200, 24)
+    assert str(FORMATS["saelens"].site(tmp_path)) == "L03.attn_z"
+    assert relative_error(read.reconstruct(x), sae.decode(sae.encode(x))) <= 1e-5
+    assert torch.equal(read.encode(x) > 0, sae.encode(x) > 0)
+
+
+@pytest.mark.parametrize("kind", ["AutoEncoder", "GatedAutoEncoder", "JumpReluAutoEncoder"])
+def test_what_dictionary_learning_saved_is_read_as_the_same_function(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sae = getattr(dictionary_learning(), kind)(24, 80)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.rand(parameter.shape) if name == "threshold" else torch.randn(parameter.shape) / 3)
+    torch.save(sae.state_dict(), tmp_path / "ae.pt")
+    trainer = {"dict_class": kind, "layer": 7, "submodule_name": "mlp_out_layer_7"}
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": trainer}))
+    read, x = FORMATS["dictionary_learning"].read(tmp_path), torch.randn(200, 24)
+    assert str(FORMATS["dictionary_learning"].site(tmp_path)) == "L07.mlp_out"
+    assert relative_error(read.reconstruct(x), sae(x)) <= 1e-5
+
+
+def test_the_site_of_gemma_scopes_files_is_told_by_their_place_alone(tmp_path: Path) -> None:
+    for repository, kind in (("gemma-scope-2b-pt-res", "resid_post"), ("gemma-scope-9b-pt-mlp", "mlp_out"), ("gemma-scope-2b-pt-att", "attn_z")):
+        folder = tmp_path / repository / "layer_12/width_16k/average_l0_82"
+        assert str(FORMATS["gemma_scope"].site(folder)) == f"L12.{kind}"
+    with pytest.raises(ValueError, match=r"^its path does not say layer_L, and res, mlp or att"):
+        FORMATS["gemma_scope"].site(tmp_path / "saes/layer_12")
+
+
+def test_what_is_no_dictionary_is_told_and_left_out(store: Path, suite_file: Path, release: Path, tmp_path: Path) -> None:
+    nothing = here("evaluate", suite_file, "--store", store, "--release", tmp_path)
+    assert nothing.returncode == 1
+    assert "holds no dictionary" in nothing.stderr
+    (card,) = [card for card in cards(release) if card["spec"]["site"] == "L01.mlp_out"]
+    shutil.copytree(release / card["formats"]["saelens"], tmp_path / "good")
+    for name, weights in (("pickled", b"\x80\x04K\x01."), ("cut", (tmp_path / "good/sae_weights.safetensors").read_bytes()[:100])):
+        shutil.copytree(tmp_path / "good", tmp_path / name)
+        (tmp_path / name / "sae_weights.safetensors").write_bytes(weights)
+    compared = here("evaluate", suite_file, "--store", store, "--release", tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert "Traceback" not in compared.stderr
+    for name in ("pickled", "cut"):
+        assert f"{name} cannot be read (" in compared.stderr
+    assert len([line for line in compared.stdout.splitlines() if line.startswith("L01.mlp_out")]) == 2
+    empty = here("evaluate", suite_file, "--store", tmp_path / "empty", "--release", tmp_path / "good")
+    assert empty.returncode == 1
+    assert "run jumpsuite harvest first" in empty.stderr

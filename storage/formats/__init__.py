@@ -6,7 +6,7 @@
     gemma_scope_2       {resid_post,mlp_out,attn_out}/layer_L_width_W_l0_N/config.json, params.safetensors    Gemma Scope 2's
     dictionary_learning SITE/NAME/config.json, ae.pt                                                    its JumpReluAutoEncoder
 
-A release has a folder of each name. `MARK` is the file that tells a dictionary's folder.
+A release has a folder of each name; `found.py` finds dictionaries wherever they lie. `MARK` is the file that tells a dictionary's folder.
 """
 
 from pathlib import Path

@@ -1,0 +1,63 @@
+"""Finding the dictionaries of a folder, whoever wrote it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.dictionary import Dictionary
+from core.errors import JumpsuiteError
+from core.site import Site
+from storage.formats import FORMATS
+from storage.release import LOADING, SUMS, read_scorecard, scorecard_paths
+
+BY_MARK = {FORMATS[name].MARK: name for name in ("saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning")}
+"""The format of each file that tells a dictionary's folder."""
+
+
+@dataclass(frozen=True)
+class Found:
+    format: str
+    folder: Path
+    name: str
+    """Its folder, below where it was looked for."""
+
+    def site(self) -> Site:
+        """Raises JumpsuiteError where it cannot be told."""
+        try:
+            return FORMATS[self.format].site(self.folder)
+        except LOADING as error:
+            raise self._fault("does not say where in the model it belongs", error) from None
+
+    def load(self) -> Dictionary:
+        """Raises JumpsuiteError where it is of a kind that cannot be read."""
+        try:
+            return FORMATS[self.format].read(self.folder)
+        except LOADING as error:
+            raise self._fault("cannot be read", error) from None
+
+    def _fault(self, what: str, error: Exception) -> JumpsuiteError:
+        said = " ".join(str(error).split())
+        return JumpsuiteError(f"{self.name} {what} ({said}); expected a dictionary in one of the formats {', '.join(FORMATS)}; leave it out")
+
+
+def find(root: Path) -> list[Found]:
+    """Every dictionary below a folder, once: of a release of ours that has it in several formats, in the first.
+
+    Raises:
+        JumpsuiteError: there is none.
+    """
+    found = list(_of_ours(root)) if (root / SUMS).is_file() else []
+    found = found or [Found(name, path.parent, _below(root, path)) for mark, name in BY_MARK.items() for path in sorted(root.rglob(mark))]
+    if not found:
+        raise JumpsuiteError(f"{root} holds no dictionary; expected {', '.join(BY_MARK)} somewhere below it; name another place")
+    return found
+
+
+def _of_ours(root: Path) -> Iterator[Found]:
+    for path in scorecard_paths(root):
+        name, place = next(iter(read_scorecard(path)["formats"].items()))
+        yield Found(name, root / place, place)
+
+
+def _below(root: Path, path: Path) -> str:
+    return str(path.parent.relative_to(root)) if path.parent != root else root.name
