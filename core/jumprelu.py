@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.dictionary import TrainingDictionary, firing_levels
+from core.dictionary import Dictionary, TrainingDictionary, firing_levels
+from core.forms import with_unit_rows
+from core.statistics import Normaliser
 
 
 def near(z_BL: Tensor, threshold_L: Tensor, bandwidth: float) -> Tensor:
@@ -94,6 +96,19 @@ class JumpReLUDictionary(TrainingDictionary):
     def start(self, x_BD: Tensor) -> None:
         if self.start_share is not None:
             self.start_thresholds(x_BD, self.start_share)
+
+    @torch.no_grad()
+    def begin_from(self, trained: Dictionary, normaliser: Normaliser) -> None:
+        """Take the weights of a trained dictionary in place of a random start: `fold` undone, so that folding gives it again."""
+        trained, C, mu = with_unit_rows(trained), normaliser.scale, normaliser.mean.double().cpu()
+        W_enc, b_dec = trained.W_enc.double(), trained.b_dec.double()
+        theta_L = (trained.threshold.double() / C).clamp(min=1e-6)
+        self.W_enc.copy_(W_enc.T)
+        self.W_dec.copy_(trained.W_dec)
+        self.b_dec.copy_((b_dec - mu) / C)
+        self.b_enc.copy_((trained.b_enc.double() + b_dec @ W_enc) / C)
+        self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)
+        self.start_share = None
 
     @torch.no_grad()
     def start_thresholds(self, x_BD: Tensor, share: float) -> None:

@@ -487,6 +487,11 @@ class Suite(Section):
                     "training.objective is 'tanh'; expected 'l0' beside matryoshka_prefixes or frequency_coefficient, which it has no place for; "
                     "leave them out or set training.objective to l0"
                 )
+            if self.training.start and (grid.architecture != "jumprelu" or self.training.objective == "tanh" or self.training.shards > 1):
+                raise impossible(
+                    f"training.start is {self.training.start!r}; expected none but for jumprelu dictionaries with the l0 objective and no shards; "
+                    f"leave it out, or dictionaries[{index}] and what else is not"
+                )
             if self.training.shards > 1 and (grid.architecture != "jumprelu" or self.training.objective != "l0" or self.training.matryoshka_prefixes):
                 raise impossible(
                     f"training.shards is {self.training.shards}; expected 1 for all but jumprelu dictionaries with the l0 objective and no "

@@ -17,6 +17,7 @@ from core.architectures import begin, step_of
 from core.control import next_price
 from core.dictionary import Dictionary
 from core.errors import SickDictionary
+from core.jumprelu import JumpReLUDictionary
 from core.sharding import Shards, copy_whole, fold, on_all, own, whole
 from core.spec import DictionarySpec
 from core.statistics import Normaliser
@@ -73,6 +74,12 @@ class Trainer:
         self.sparsity_warmup = training.warmup_of(spec.architecture)
         self.history: list[dict[str, float]] = []
         """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
+
+    def begin_from(self, trained: Dictionary) -> None:
+        """Before the first step: take the weights of a trained dictionary, on raw activations, in place of a random start."""
+        assert isinstance(self.dictionary, JumpReLUDictionary)
+        self.dictionary.begin_from(trained, self.normaliser)
+        self._step.refresh()
 
     @property
     def step(self) -> int:

@@ -132,6 +132,11 @@ class Training(Section):
     """Type of the factors of the product that finds a batch's active latents. bfloat16 only finds them: their values, and everything
     after, are float32. Quicker on a CPU that multiplies bfloat16 itself (AVX-512 BF16, AMX), and on a GPU; without effect on shards."""
 
+    start: str | None = Field(None, min_length=1, examples=["hf://ORG/NAME"])
+    """Released weights that dictionaries begin from in place of random ones: a folder, bucket or hub's repository in any format that is read, of
+    which each takes the one of its site and width, and of several that whose L0 is nearest its own. Pin a revision, hf://ORG/NAME@COMMIT:
+    the key of a dictionary is made of this word. A `sparsity_warmup` lets L0 rise first, so set it to 0 to go on as sparse."""
+
     objective: Literal["l0", "tanh"] = Field("l0", examples=["l0"])
     """For jumprelu: the L0 penalty of its paper, or Anthropic's tanh penalty with free decoder norms (`core/tanh.py`)."""
     tanh_scale: float = Field(4.0, gt=0, examples=[4.0])
@@ -205,7 +210,8 @@ class Training(Section):
 
     def identity(self) -> dict[str, Any]:
         """Everything here that changes the trained dictionary, for its key."""
-        return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps", "shards"})
+        start = set[str]() if self.start else {"start"}  # so that dictionaries with a random start are still called as they were
+        return self.model_dump(exclude={"recipe", "tokens", "checkpoint_steps", "shards"} | start)
 
     def warmup_of(self, architecture: str) -> float:
         """Of its sparsity penalty: in steps, or up to one a share of all."""

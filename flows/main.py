@@ -307,9 +307,9 @@ def deploy_suites(options: argparse.Namespace) -> int:
 
 
 def verify_place(options: argparse.Namespace) -> int:
-    from tasks.verify import verify_release
-
     with _fetched(options.release, "RELEASE") as folder:
+        from tasks.verify import verify_release
+
         for line in verify_release(folder, options.release, options.loss):
             print(line, flush=True)
     return DONE
@@ -318,13 +318,13 @@ def verify_place(options: argparse.Namespace) -> int:
 @contextmanager
 def _fetched(place: str, argument: str) -> Iterator[Path]:
     """A release as a folder: itself, or a copy of what lies in a bucket or on a hub."""
-    from storage import publishing
-
-    if not publishing.is_elsewhere(place):
+    if "://" not in place:
         if not Path(place).is_dir():
             raise ConfigError(f"{argument} is {place!r}, which is not a folder; expected one that holds a release; correct the path")
         yield Path(place)
         return
+    from storage import publishing
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, publishing.name_of(place))  # for a format in whose files it is not said of what they are
         _say(f"Fetching {place}")

@@ -196,7 +196,7 @@ def read_dictionary(folder: Path, scorecard: dict[str, Any]) -> dict[str, Dictio
         JumpsuiteError: a file does not hold the float32 tensors of its format, of one shape.
     """
     found = {}
-    for name, place in scorecard["formats"].items():
+    for name, place in sorted(scorecard["formats"].items(), key=lambda each: list(FORMATS).index(each[0])):
         try:
             found[name] = FORMATS[name].read(folder / place)
         except LOADING as error:

@@ -33,6 +33,7 @@ from tasks.progress import Progress
 from tasks.provenance import code
 from tasks.resources import require_room, warn_of_slow_bfloat16
 from tasks.signals import held_back, never
+from tasks.starting import starting_points
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +83,15 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
     part, (normaliser, inputs) = catalogue.harvest.part("train"), site_inputs(catalogue, site)
     facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.identity(), "inputs": inputs, "code": code()}
 
+    starts = starting_points(training.start, [folder.spec for folder in folders]) if training.start else {}
     trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device, shards) for folder in folders}
     for folder in folders:
         trainer = trainers[folder.spec]
         checkpoint = folder.load_checkpoint() if stores else None
         if checkpoint := shards.agree(checkpoint) if shards else checkpoint:
             trainer.load_state(*checkpoint)
+        elif training.start:
+            trainer.begin_from(starts[folder.spec].dictionary)
 
     def on_sick(trainer: Trainer, sickness: SickDictionary) -> None:
         log.error("%s", sickness)
@@ -111,7 +115,7 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
                 trainer = trainers[folder.spec]
                 if trainer.step == steps and not trainer.sick:
                     due = steps == stop or steps % training.checkpoint_steps == 0 or told_to_end()
-                    _keep(folder, trainer, due, facts, stores)
+                    _keep(folder, trainer, due, facts | ({"start": starts[folder.spec].facts} if starts else {}), stores)
             if told_to_end():
                 break
         seconds = time.perf_counter() - began

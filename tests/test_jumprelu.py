@@ -276,3 +276,17 @@ def test_the_projected_decoder_gradient_is_orthogonal_to_the_rows_and_keeps_the_
     # What was taken out lies along the row: the projector I - d d^T of each row, written out.
     for got, g, d in zip(projected, gradient, rows, strict=True):
         torch.testing.assert_close(got, (torch.eye(8) - torch.outer(d, d)) @ g, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("log_threshold", [True, False])
+def test_a_dictionary_that_begins_from_a_trained_one_folds_to_the_same_function(log_threshold: bool) -> None:
+    torch.manual_seed(0)
+    trained = Dictionary(torch.randn(12, 40), torch.randn(40), torch.randn(40, 12), torch.randn(12) * 5, torch.rand(40) + 0.1)
+    normaliser = Normaliser(torch.randn(12) * 3, 7.5)
+    begun = JumpReLUDictionary(12, 40, seed=1, threshold_init=0.1, log_threshold=log_threshold, start_share=0.2)
+    begun.begin_from(trained, normaliser)
+    assert torch.allclose(begun.W_dec.norm(dim=1), torch.ones(40), atol=1e-6)
+    begun.start(torch.randn(64, 12))
+    folded, x = begun.fold(normaliser), torch.randn(500, 12) * 4
+    assert torch.equal(folded.encode(x) > 0, trained.encode(x) > 0)
+    assert torch.allclose(folded.reconstruct(x), trained.reconstruct(x), rtol=1e-4, atol=1e-3)

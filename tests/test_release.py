@@ -495,3 +495,37 @@ def test_what_is_no_dictionary_is_told_and_left_out(store: Path, suite_file: Pat
     empty = here("evaluate", suite_file, "--store", tmp_path / "empty", "--release", tmp_path / "good")
     assert empty.returncode == 1
     assert "run jumpsuite harvest first" in empty.stderr
+
+
+def test_a_suite_begins_from_released_weights(store: Path, suite_file: Path, release: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "runs"
+    shutil.copytree(store, mine)
+    one_step = ["training.tokens=256", "training.learning_rate=1e-12", "dictionaries=[{widths: 64, target_l0s: 16}]"]
+    settings = [word for setting in (f"training.start={release}", *one_step) for word in ("--set", setting)]
+    run = here("run", suite_file, "--store", mine, "--only", "L01.resid_post", *settings)
+    assert run.returncode == 0, run.stderr
+    assert "L01.resid_post width_64_l0_16 begins from saelens/L01.resid_post/width_64_l0_16" in run.stderr
+    (path,) = [path for path in (mine / "dictionaries").rglob("dictionary.json") if '"start"' in path.read_text()]
+    begun = json.loads(path.read_text())
+    (card,) = [card for card in cards(release) if card["spec"]["target_l0"] == 16]
+    assert begun["start"] == {"dictionary": card["formats"]["saelens"], "place": str(release), "weights": card["weights"]["saelens"]}
+    from safetensors.torch import load_file
+
+    for name, tensor in read_dictionary(release, card)["saelens"].tensors().items():
+        assert torch.allclose(load_file(path.parent / "dictionary.safetensors")[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("dictionaries=[{widths: 128, target_l0s: 16}]", "expected a dictionary of L01.resid_post with 128 latents in it"),
+        ("dictionaries=[{architecture: topk, widths: 64, target_l0s: 16}]", "expected none but for jumprelu dictionaries"),
+        ("training.start=/nowhere", "training.start is '/nowhere', which is not a folder"),
+    ],
+)
+def test_weights_that_nothing_can_begin_from_are_told_in_a_sentence(store: Path, suite_file: Path, release: Path, setting: str, said: str) -> None:
+    settings = ["--set", "dictionaries=[{widths: 64, target_l0s: 16}]", "--set", f"training.start={release}", "--set", setting]
+    run = here("run", suite_file, "--store", store, "--only", "L01.resid_post", *settings)
+    assert run.returncode in (1, 2)
+    assert said in run.stderr
+    assert "Traceback" not in run.stderr

@@ -1,5 +1,6 @@
 """Finding the dictionaries of a folder, whoever wrote it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ class Found:
     folder: Path
     name: str
     """Its folder, below where it was looked for."""
+    measured_l0: float | None = None
+
+    @property
+    def l0(self) -> float | None:
+        """As its maker measured it, or as its place says it, `average_l0_82`; None where neither does."""
+        said = re.findall(r"l0_(\d+(?:\.\d+)?)", self.name)
+        return float(said[-1]) if self.measured_l0 is None and said else self.measured_l0
 
     def site(self) -> Site:
         """Raises JumpsuiteError where it cannot be told."""
@@ -55,8 +63,10 @@ def find(root: Path) -> list[Found]:
 
 def _of_ours(root: Path) -> Iterator[Found]:
     for path in scorecard_paths(root):
-        name, place = next(iter(read_scorecard(path)["formats"].items()))
-        yield Found(name, root / place, place)
+        card = read_scorecard(path)
+        name = next(name for name in FORMATS if name in card["formats"])
+        place = card["formats"][name]
+        yield Found(name, root / place, place, card["l0"])
 
 
 def _below(root: Path, path: Path) -> str:
