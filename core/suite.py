@@ -344,6 +344,8 @@ class Rules(Section):
 class Release(Section):
     title: str | None = Field(None, examples=["SAEs for Gemma 3 270M"])
     license: str = Field("cc-by-4.0", examples=["cc-by-4.0"])
+    base_model: str | None = Field(None, min_length=1, examples=["google/gemma-3-270m"])
+    """The model as people who load the dictionaries know it, where `model.source` is a folder, a file or a package."""
     notes: str | None = Field(None, examples=["Trained on a small text; a demonstration."])
     """A paragraph for the model card: terms of the model, known limits."""
     formats: list[ReleaseFormat] = Field(["saelens", "gemma_scope"], min_length=1, examples=[["saelens", "gemma_scope"]])
@@ -369,6 +371,11 @@ class Suite(Section):
     release: Release = Release()
     device: str = Field("auto", examples=["cuda"])
     """Where the model runs and dictionaries are trained: `auto` takes a GPU where there is one."""
+
+    @property
+    def base_model(self) -> str:
+        """The model's name, for people."""
+        return self.release.base_model or self.model.source
 
     @property
     def explaining(self) -> Explanations:

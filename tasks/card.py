@@ -65,7 +65,7 @@ class Card:
             "library_name": "saelens",
             "tags": ["sparse-autoencoder", "jumprelu", "interpretability"],
         }
-        return front | ({"base_model": self.suite.model.source} if _on_hub(self.suite.model.source) else {})
+        return front | ({"base_model": self.suite.base_model} if _on_hub(self.suite.base_model) else {})
 
     def _what(self) -> str:
         kinds = {spec.architecture for spec, _ in self.scored}
@@ -79,10 +79,11 @@ class Card:
     def _facts(self) -> str:
         suite, text, loss = self.suite, self.suite.text, self.scored[0][1]["loss"]
         revision = f" at `{suite.model.revision}`" if suite.model.revision else ""
+        source = f" (from `{suite.model.source}`)" if suite.release.base_model else ""
         sites = dict.fromkeys(str(spec.site) for spec, _ in self.scored)
         tokens = f"{text.training_tokens:,} tokens to train on, {text.held_out_tokens:,} held out"
         lines = {
-            "model": f"`{suite.model.source}`{revision}, run in {suite.model.dtype}",
+            "model": f"`{suite.base_model}`{revision}{source}, run in {suite.model.dtype}",
             "text": f"`{text.source}`: {tokens}, in sequences of {text.context:,}",
             "text fingerprint": f"`{self.description['token_fingerprint'][:16]}` (SHA-256 of the tokens)",
             "sites": ", ".join(f"`{site}` (`{self.hooks[site]}`)" for site in sites),
@@ -123,8 +124,11 @@ class Card:
         parts = [f"`{spec.site}`, width {spec.width:,}, L0 {card['l0']:.0f}. `activations` are those of `{hook}`, raw: {RAW}"]
         for title, code in snippets(card).items():
             parts += [f"### {title}", f"```python\n{code}```"]
-        if not self._unpacked:
-            parts += ["### Activations, with transformers", f"```python\n{activations_of(model.source, model.revision, model.dtype, hook)}```"]
+        if not self._unpacked or self.suite.release.base_model:
+            parts += [
+                "### Activations, with transformers",
+                f"```python\n{activations_of(self.suite.base_model, model.revision, model.dtype, hook)}```",
+            ]
         return parts
 
     def _training(self) -> str:
@@ -139,10 +143,10 @@ class Card:
 
     def _limits(self) -> list[str]:
         cards = [card for _, card in self.scored]
-        rows = cards[0]["rows"]
+        dead, dense = _range([card["dead"] for card in cards]), _range([card["dense"]["0.1"] for card in cards])
         lines = [
-            f"Dead latents: {_range([card['dead'] for card in cards])} fired on none of the {rows:,} held-out rows; rare latents count as dead here.",
-            f"Dense latents: {_range([card['dense']['0.1'] for card in cards])} fire on more than a tenth of the rows; these seldom mean one thing.",
+            f"Dead latents: {dead} of a dictionary's fired on none of the {cards[0]['rows']:,} held-out rows; rare latents count as dead here.",
+            f"Dense latents: {dense} of a dictionary's fire on more than a tenth of the rows; these seldom mean one thing.",
         ]
         targets = [(spec, card) for spec, card in self.scored if spec.target_l0 is not None]
         off = [f"`{spec.site}` `{spec.name}` ({card['l0']:.1f})" for spec, card in targets if abs(card["l0"] / spec.target_l0 - 1) > OFF_TARGET]

@@ -108,4 +108,4 @@ def _released(catalogue: Catalogue, spec: DictionarySpec, card: dict[str, Any], 
         "jumpsuite_dictionary": card["dictionary"],
         "jumpsuite_commit": card["code"]["commit"],
     }
-    return ReleasedDictionary(spec, catalogue.folder(spec).load(), card["l0"], suite.model.source, hook, suite.text.context, metadata)
+    return ReleasedDictionary(spec, catalogue.folder(spec).load(), card["l0"], suite.base_model, hook, suite.text.context, metadata)

@@ -33,7 +33,7 @@ def random_dictionary(dimensions: int, width: int, seed: int) -> Dictionary:
 def timed(*arguments: str) -> tuple[float, float]:
     """Seconds and peak resident gigabytes of a command."""
     began = time.perf_counter()
-    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "flows.main", *arguments])
+    pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-m", "flows.main", *arguments])  # noqa: S606
     _, status, usage = os.wait4(pid, 0)
     assert status == 0, arguments
     return time.perf_counter() - began, usage.ru_maxrss / 1e6
