@@ -7,6 +7,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.site import Site
 from storage import release
@@ -18,6 +19,8 @@ from tasks.train import site_inputs
 
 log = logging.getLogger(__name__)
 
+AT_ONCE = 8
+"""Dictionaries of a site that are in memory, and for which the layers below it run once."""
 HEAD = ("site", "from", "width", "L0", "FVU", "delta loss", "KL", "cosine", "relative norm", "dead %")
 
 
@@ -55,27 +58,36 @@ def compare_site(catalogue: Catalogue, site: Site, found: list[Found]) -> dict[s
     """
     if not catalogue.harvest.has_tokens or catalogue.harvest.part("held_out").missing([site]):
         raise JumpsuiteError(f"{site} is not harvested; expected its held-out activations; run jumpsuite harvest first")
-    limit, width = site_inputs(catalogue, site)[1]["norm_limit"], catalogue.shape.width_of(site)
-    cards, waiting = {}, {}
-    for one in found:
-        try:
-            dictionary = one.load()
-            if len(dictionary.b_dec) != width:
-                raise JumpsuiteError(f"{one.name} is of {len(dictionary.b_dec)} dimensions; expected the {width} of {site}; leave it out")
-        except JumpsuiteError as error:
-            log.warning("%s", error)
-            continue
-        key = f"compared/{site}/{release.digest(dictionary)[:16]}-{catalogue.suite.scorecard_key(catalogue.harvest.key)}.json"
-        if known := catalogue.store.get_record(key):
-            cards[one.name] = known
-        else:
-            waiting[one.name] = (key, dictionary)
-    if waiting:
-        for name, scores in measure(catalogue, site, {name: dictionary for name, (_, dictionary) in waiting.items()}, limit):
-            key, dictionary = waiting[name]
-            cards[name] = scores | {"width": len(dictionary.b_enc)}
-            catalogue.store.put_record(key, cards[name])
+    limit, cards = site_inputs(catalogue, site)[1]["norm_limit"], dict[str, dict[str, Any]]()
+    for first in range(0, len(found), AT_ONCE):
+        waiting = dict[str, tuple[str, Dictionary]]()
+        for one in found[first : first + AT_ONCE]:
+            if (dictionary := _load(one, site, catalogue.shape.width_of(site))) is None:
+                continue
+            key = f"compared/{site}/{release.digest(dictionary)[:16]}-{catalogue.suite.scorecard_key(catalogue.harvest.key)}.json"
+            if known := catalogue.store.get_record(key):
+                cards[one.name] = known
+            else:
+                waiting[one.name] = (key, dictionary)
+        if waiting:
+            for name, scores in measure(catalogue, site, {name: dictionary for name, (_, dictionary) in waiting.items()}, limit):
+                key, dictionary = waiting[name]
+                cards[name] = scores | {"width": len(dictionary.b_enc)}
+                catalogue.store.put_record(key, cards[name])
     return cards
+
+
+def _load(one: Found, site: Site, width: int) -> Dictionary | None:
+    """A dictionary that fits its site; None, which is told, where it does not or cannot be read."""
+    try:
+        dictionary = one.load()
+    except JumpsuiteError as error:
+        log.warning("%s", error)
+        return None
+    if len(dictionary.b_dec) != width:
+        log.warning("%s is of %s dimensions; expected the %s of %s; it is left out", one.name, len(dictionary.b_dec), width, site)
+        return None
+    return dictionary
 
 
 def compared(catalogue: Catalogue, theirs: dict[Site, dict[str, dict[str, Any]]]) -> list[tuple[str, ...]]:

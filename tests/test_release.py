@@ -454,6 +454,22 @@ def test_what_saelens_saved_of_any_architecture_is_read_as_the_same_function(arc
     assert torch.equal(read.encode(x) > 0, sae.encode(x) > 0)
 
 
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [("blocks.9.hook_resid_post", "L09.resid_post"), ("blocks.9.hook_resid_pre", "L08.resid_post"), ("blocks.0.hook_mlp_out", "L00.mlp_out")],
+)
+def test_transformer_lens_hooks_are_read_as_sites(hook: str, site: str, tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text(json.dumps({"metadata": {"hook_name": hook}}))
+    assert str(FORMATS["saelens"].site(tmp_path)) == site
+
+
+@pytest.mark.parametrize("hook", ["blocks.0.hook_resid_pre", "hook_embed", "blocks.3.hook_mlp_in", None])
+def test_a_transformer_lens_hook_of_no_site_is_told(hook: str | None, tmp_path: Path) -> None:
+    (tmp_path / "cfg.json").write_text(json.dumps({"metadata": {"hook_name": hook}}))
+    with pytest.raises(ValueError, match=r"^hook_name is "):
+        FORMATS["saelens"].site(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["AutoEncoder", "GatedAutoEncoder", "JumpReluAutoEncoder"])
 def test_what_dictionary_learning_saved_is_read_as_the_same_function(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

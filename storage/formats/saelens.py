@@ -84,11 +84,13 @@ def _of(architecture: str, config: dict[str, Any], tensors: dict[str, Tensor]) -
 def site(folder: Path) -> Site:
     config = _config(folder)
     hook = str(config.get("metadata", config).get("hook_name"))
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook)
-    kinds = {name: kind for kind, name in TRANSFORMER_LENS_HOOK.items()}
-    if not found or found[2] not in kinds:
-        raise ValueError(f"hook_name is {hook!r}, which is none of {', '.join(kinds)}")
-    return Site.parse(f"L{found[1]}.{kinds[found[2]]}")
+    found, kinds = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook), {name: kind for kind, name in TRANSFORMER_LENS_HOOK.items()}
+    layer, name = (int(found[1]), found[2]) if found else (-1, "")
+    if name == "hook_resid_pre":  # what goes into a block came out of the one before
+        layer, name = layer - 1, TRANSFORMER_LENS_HOOK["resid_post"]
+    if layer < 0 or name not in kinds:
+        raise ValueError(f"hook_name is {hook!r}, which is none of a block's {', '.join(kinds)}")
+    return Site.parse(f"L{layer}.{kinds[name]}")
 
 
 def _config(folder: Path) -> dict[str, Any]:
