@@ -99,12 +99,16 @@ class JumpReLUDictionary(TrainingDictionary):
 
     @torch.no_grad()
     def begin_from(self, trained: Dictionary, normaliser: Normaliser) -> None:
-        """Take the weights of a trained dictionary in place of a random start: `fold` undone, so that folding gives it again."""
+        """Take the weights of a trained dictionary in place of a random start: `fold` undone, so that folding gives it again.
+
+        A latent whose decoder row is zero does nothing there; it keeps its random row, as a unit row it must have.
+        """
         trained, C, mu = with_unit_rows(trained), normaliser.scale, normaliser.mean.double().cpu()
         W_enc, b_dec = trained.W_enc.double(), trained.b_dec.double()
         theta_L = (trained.threshold.double() / C).clamp(min=1e-6)
         self.W_enc.copy_(W_enc.T)
-        self.W_dec.copy_(trained.W_dec)
+        some_L = trained.W_dec.norm(dim=1) > 0
+        self.W_dec[some_L] = trained.W_dec[some_L].to(self.W_dec)
         self.b_dec.copy_((b_dec - mu) / C)
         self.b_enc.copy_((trained.b_enc.double() + b_dec @ W_enc) / C)
         self.threshold_parameter.copy_(theta_L.log() if self.log_threshold else theta_L)

@@ -494,6 +494,11 @@ class Suite(Section):
                     "training.objective is 'tanh'; expected 'l0' beside matryoshka_prefixes or frequency_coefficient, which it has no place for; "
                     "leave them out or set training.objective to l0"
                 )
+            if grid.architecture == "topk" and "saelens" not in self.release.formats:
+                raise impossible(
+                    f"release.formats is {spell(self.release.formats)}; expected saelens among them, for dictionaries[{index}] are topk, of which no "
+                    "other format has a form; add it"
+                )
             if self.training.start and (grid.architecture != "jumprelu" or self.training.objective == "tanh" or self.training.shards > 1):
                 raise impossible(
                     f"training.start is {self.training.start!r}; expected none but for jumprelu dictionaries with the l0 objective and no shards; "

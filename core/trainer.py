@@ -72,12 +72,19 @@ class Trainer:
         """Of each step in this process."""
         self.num_steps = training.num_steps(spec.tokens)
         self.sparsity_warmup = training.warmup_of(spec.architecture)
+        self.begun_from: dict[str, Any] = {}
+        """Of released weights that were taken for the start."""
         self.history: list[dict[str, float]] = []
         """Every CHECK_STEPS steps: step, error (share of the mean square), l0."""
 
-    def begin_from(self, trained: Dictionary) -> None:
-        """Before the first step: take the weights of a trained dictionary, on raw activations, in place of a random start."""
+    def begin_from(self, trained: Dictionary, facts: dict[str, Any]) -> None:
+        """Before the first step: take the weights of a trained dictionary, on raw activations, in place of a random start.
+
+        Args:
+            facts: where they are from, which are remembered.
+        """
         assert isinstance(self.dictionary, JumpReLUDictionary)
+        self.begun_from = facts
         self.dictionary.begin_from(trained, self.normaliser)
         self._step.refresh()
 
@@ -145,6 +152,7 @@ class Trainer:
         weights = {f"weight.{name}": tensor for name, tensor in self.dictionary.state_dict().items()}
         moments = {f"adam.{name}": tensor for name, tensor in self.adam.state().items()}
         values = {"step": self.step, "price": self.dictionary.price, "history": self.history}
+        values |= {"begun_from": self.begun_from} if self.begun_from else {}
         return {name: whole(tensor) for name, tensor in (weights | moments).items()}, values
 
     @torch.no_grad()
@@ -155,7 +163,7 @@ class Trainer:
         self.dictionary.price = float(values["price"])
         self.adam.load_state({key.removeprefix("adam."): tensor for key, tensor in tensors.items()}, values["step"])
         self._step.refresh()
-        self.history = list(values["history"])
+        self.history, self.begun_from = list(values["history"]), dict(values.get("begun_from", {}))
 
     def fold(self) -> Dictionary:
         """The dictionary for use, on the first of its processes (`core/sharding.py`)."""

@@ -328,8 +328,7 @@ def _fetched(place: str, argument: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, publishing.name_of(place))  # for a format in whose files it is not said of what they are
         _say(f"Fetching {place}")
-        publishing.fetch(place, folder)
-        yield folder
+        yield publishing.fetch(place, folder)
 
 
 # What they share

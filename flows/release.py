@@ -6,13 +6,13 @@ from pathlib import Path
 from prefect import flow
 from prefect.states import State
 
+from core.errors import ConfigError
 from core.suite import Suite
 from flows.outcome import outcome
 from storage import publishing
 from storage.catalogue import Catalogue
 from storage.objects import Store
 from tasks.release import package_release
-from tasks.verify import verify_release
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,10 @@ def release_flow(suite: Suite, store: str = "runs", to: str | None = None, dry_r
     with outcome() as result:
         catalogue = Catalogue(suite, store)
         place = to or catalogue.store.where(f"{suite.name}/release")
+        if dry_run and not publishing.is_elsewhere(place):
+            raise ConfigError(f"--dry-run is for a bucket or the hub, and --to is {place!r}; expected such a place; leave it out for a folder")
         folder = _staging(catalogue, place)
         package_release(catalogue, folder)
-        list(verify_release(folder))
         if publishing.is_elsewhere(place):
             if dry_run:
                 log.info("%s: %s", place, publishing.changes(folder, place))

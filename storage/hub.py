@@ -4,15 +4,25 @@ Large files go there first, where nobody sees them until a commit names them; of
 comes from the environment (`HF_TOKEN`) or from `hf auth login`.
 """
 
+import hashlib
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 import httpx
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
 
 from core.errors import ConfigError, JumpsuiteError
 from storage.changes import Changes
@@ -47,14 +57,15 @@ class Hub:
         """
         if self._revision is not None or self._folder is not None:
             raise ConfigError(f"the place is {self.address!r}; expected a whole repository to publish to; write hf://{self._repository}")
-        found, sums = set[str](), ""
+        found, known = dict[str, RepoSibling](), set[str]()
         if self._head is not None:
             with self._explained("read"):
-                info = self._api.model_info(self._repository, revision=self._head)
-                found = {file.rfilename for file in (info.siblings or [])} - OF_THE_HUB
+                info = self._api.model_info(self._repository, revision=self._head, files_metadata=True)
+                found = {file.rfilename: file for file in (info.siblings or []) if file.rfilename not in OF_THE_HUB}
                 if SUMS in found:
-                    sums = Path(self._api.hf_hub_download(self._repository, SUMS, revision=self._head)).read_text(errors="replace")
-        return Changes.to(folder, found, sums, self.address)
+                    sums = Path(self._api.hf_hub_download(self._repository, SUMS, revision=self._head))
+                    known = set(listed(sums.read_text(errors="replace")))
+        return Changes.to(folder, set(found), lambda name, sha256: _is(found[name], folder / name, sha256), known, self.address)
 
     @cached_property
     def _head(self) -> str | None:
@@ -76,6 +87,8 @@ class Hub:
         if not changes.some:
             return
         with self._explained("written to"):
+            # What the hub would refuse at the end, after everything was sent.
+            RepoCard((folder / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=True).validate()
             self._api.create_repo(self._repository, exist_ok=True)
             additions = {name: CommitOperationAdd(name, folder / name) for name in changes.added}
             sums = listed((folder / SUMS).read_text())
@@ -84,20 +97,23 @@ class Hub:
                 self._api.preupload_lfs_files(self._repository, once[first : first + AT_ONCE], free_memory=False)
                 yield f"{min(first + AT_ONCE, len(once)):,} of {len(once):,} files are there, not yet published"
             removals = map(CommitOperationDelete, changes.removed)
-            commit = self._api.create_commit(self._repository, [*additions.values(), *removals], commit_message=message, parent_commit=self._head)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # metrics.parquet
+                commit = self._api.create_commit(self._repository, [*additions.values(), *removals], commit_message=message, parent_commit=self._head)
         yield f"published in one commit, {commit.oid[:12]}"
 
-    def fetch(self, folder: Path) -> None:
-        """Get every file there. Raises JumpsuiteError where there is none, or the hub does not answer."""
+    def fetch(self) -> Path:
+        """Every file there, in the hub's cache. Raises JumpsuiteError where there is none, or the hub does not answer."""
         with self._explained("read"):
-            snapshot_download(
-                self._repository, revision=self._revision, local_dir=folder, allow_patterns=f"{self._folder}/*" if self._folder else None
-            )
+            pattern = f"{self._folder}/*" if self._folder else None
+            return Path(snapshot_download(self._repository, revision=self._revision, allow_patterns=pattern), self._folder or "")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
+        except LocalEntryNotFoundError as error:
+            raise JumpsuiteError(f"{self.address} could not be {what} ({_said(error)}); expected the hub to answer; run it again") from None
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
             raise JumpsuiteError(
                 f"{self.address} is not there, or not for this token ({_said(error)}); expected a repository; correct the address or set HF_TOKEN"
@@ -110,6 +126,14 @@ class Hub:
             raise JumpsuiteError(
                 f"{self.address} could not be {what} ({_said(error)}); expected the hub to answer; run it again, which sends only what is not there"
             ) from None
+
+
+def _is(there: RepoSibling, path: Path, sha256: str) -> bool:
+    """Whether what the hub has is a file: by the SHA-256 of large ones, and as git names the others."""
+    if there.lfs:
+        return there.lfs.sha256 == sha256
+    data = path.read_bytes()
+    return there.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _said(error: Exception) -> str:

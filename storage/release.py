@@ -15,14 +15,11 @@ Not here: what the card says (`tasks/card.py`), and how it gets into a bucket or
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -31,15 +28,13 @@ from core.errors import JumpsuiteError
 from core.forms import from_gated, gated
 from core.site import Site
 from core.spec import DictionarySpec
-from storage.formats import FORMATS, gemma_scope
+from storage.formats import FORMATS, LOADING, gemma_scope, read
 from storage.formats.released import ReleasedDictionary
 
 SUMS = "SHA256SUMS"
 KEY = "release.key"
 PROVENANCE = "provenance.json"
 SEQUENCES = "samples/tokens.safetensors"
-LOADING = (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, UnpicklingError, zipfile.BadZipFile, safetensors.SafetensorError)
-"""What loading a file that is not what it should be raises."""
 CANONICAL = "canonical"
 """Beside the `average_l0_N` of a width in Gemma Scope's tree: the one to take for who does not care."""
 
@@ -62,7 +57,8 @@ def staged(folder: Path) -> Iterator[Path]:
     stage.mkdir(parents=True)
     try:
         yield stage
-        _write_sums(stage)
+        if not (stage / SUMS).is_file():
+            seal(stage)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -112,7 +108,11 @@ def write_dictionary(folder: Path, one: ReleasedDictionary, formats: list[str], 
     if canonical and "gemma_scope" in places:
         again = folder / f"gemma_scope/{gemma_scope.of_width(one)}/{CANONICAL}"
         again.mkdir()
-        (again / gemma_scope.MARK).hardlink_to(folder / places["gemma_scope"] / gemma_scope.MARK)
+        own = folder / places["gemma_scope"] / gemma_scope.MARK
+        try:
+            (again / gemma_scope.MARK).hardlink_to(own)
+        except OSError:  # not every disk has links
+            shutil.copyfile(own, again / gemma_scope.MARK)
     return places
 
 
@@ -129,7 +129,7 @@ def digest(dictionary: Dictionary) -> str:
     """SHA-256 of a dictionary's weights, whatever format they are in."""
     sha256 = hashlib.sha256(str(dictionary.k).encode())
     for name, tensor in sorted(dictionary.tensors().items()):
-        sha256.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        sha256.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
     return sha256.hexdigest()
 
 
@@ -154,7 +154,8 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
 # Reading a release back
 
 
-def _write_sums(folder: Path) -> None:
+def seal(folder: Path) -> None:
+    """Write the checksums of all that a release holds; nothing is added after."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
 
@@ -189,19 +190,54 @@ def read_scorecard(path: Path) -> dict[str, Any]:
     return dict(json.loads(path.read_bytes()))
 
 
-def read_dictionary(folder: Path, scorecard: dict[str, Any]) -> dict[str, Dictionary]:
-    """The dictionary of a scorecard in each format. Nothing pickled is run.
+def places(scorecard: dict[str, Any]) -> dict[str, str]:
+    """Where a dictionary lies, by format, in the order of FORMATS.
 
     Raises:
-        JumpsuiteError: a file does not hold the float32 tensors of its format, of one shape.
+        JumpsuiteError: that is nowhere, or out of the release.
     """
-    found = {}
-    for name, place in sorted(scorecard["formats"].items(), key=lambda each: list(FORMATS).index(each[0])):
+    said = scorecard.get("formats")
+    if not isinstance(said, dict) or not said or not all(name in FORMATS and _inside(name, place) for name, place in said.items()):
+        raise JumpsuiteError(f"a scorecard's formats are {str(said)[:200]!r}; expected a folder of the release for each; get the release again")
+    return {name: said[name] for name in FORMATS if name in said}
+
+
+def _inside(name: str, place: object) -> bool:
+    return isinstance(place, str) and place.startswith(f"{name}/") and not any(part.startswith(".") for part in place.split("/"))
+
+
+def read_dictionaries(folder: Path, scorecard: dict[str, Any]) -> Iterator[tuple[str, Dictionary]]:
+    """The dictionary of a scorecard in each format, one after another.
+
+    Raises:
+        JumpsuiteError: a file does not hold the float32 tensors of its format, of one shape, and of the site that the scorecard says.
+    """
+    for name, place in places(scorecard).items():
         try:
-            found[name] = FORMATS[name].read(folder / place)
+            found, site = read(name, folder / place), str(FORMATS[name].site(folder / place))
         except LOADING as error:
             raise JumpsuiteError(f"{place} cannot be loaded ({error}); expected a dictionary in that format; get the release again") from None
-    return found
+        if site != scorecard["spec"]["site"]:
+            raise JumpsuiteError(
+                f"{place} says that it is of {site}; expected {scorecard['spec']['site']}, as its scorecard says; get the release again"
+            )
+        yield name, found
+
+
+def read_dictionary(folder: Path, scorecard: dict[str, Any]) -> dict[str, Dictionary]:
+    """The same at once."""
+    return dict(read_dictionaries(folder, scorecard))
+
+
+def read_canonical(folder: Path, scorecard: dict[str, Any]) -> Dictionary | None:
+    """The copy of a canonical dictionary in Gemma Scope's tree; None where the release has none. Raises as `read_dictionaries`."""
+    if not scorecard.get("canonical") or "gemma_scope" not in places(scorecard):
+        return None
+    place = Path(places(scorecard)["gemma_scope"]).parent / CANONICAL
+    try:
+        return read("gemma_scope", folder / place)
+    except LOADING as error:
+        raise JumpsuiteError(f"{place} cannot be loaded ({error}); expected the canonical dictionary; get the release again") from None
 
 
 def read_sample(folder: Path, site: str) -> Tensor:

@@ -62,7 +62,7 @@ class Card:
     def _front(self) -> dict[str, Any]:
         front = {
             "license": self.suite.release.license,
-            "library_name": "saelens",
+            **({"library_name": "saelens"} if "saelens" in self.suite.release.formats else {}),
             "tags": ["sparse-autoencoder", "jumprelu", "interpretability"],
         }
         return front | ({"base_model": self.suite.base_model} if _on_hub(self.suite.base_model) else {})
@@ -113,7 +113,7 @@ class Card:
         lines = [("site", "dictionary", "why"), *((str(spec.site), f"`{spec.name}`", _plain(why)) for spec, why in self.left_out.items())]
         return [
             "## Not released",
-            f"Trained for this suite, but left out by its rules ({_plain(json.dumps(rules))}):",
+            f"Of this suite, and left out by its rules ({_plain(json.dumps(rules))}):",
             markdown(lines),
         ]
 
@@ -127,7 +127,7 @@ class Card:
         if not self._unpacked or self.suite.release.base_model:
             parts += [
                 "### Activations, with transformers",
-                f"```python\n{activations_of(self.suite.base_model, model.revision, model.dtype, hook)}```",
+                f"```python\n{activations_of(self.suite.base_model, model.revision, model.dtype, hook, self.description['bos_token'])}```",
             ]
         return parts
 
@@ -183,7 +183,7 @@ class Card:
 
 RAW = (
     "their scale, mean and the pre-encoder bias are folded into the weights. `attn_z` takes the heads concatenated, as the input of the attention's "
-    "output projection has them."
+    "output projection has them; for TransformerLens's `hook_z`, which has them apart, call `sae.turn_on_forward_pass_hook_z_reshaping()`."
 )
 
 BIBTEX = """\

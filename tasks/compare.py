@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
+from core.key import key_of
 from core.site import Site
 from storage import release
 from storage.catalogue import Catalogue
@@ -64,7 +65,7 @@ def compare_site(catalogue: Catalogue, site: Site, found: list[Found]) -> dict[s
         for one in found[first : first + AT_ONCE]:
             if (dictionary := _load(one, site, catalogue.shape.width_of(site))) is None:
                 continue
-            key = f"compared/{site}/{release.digest(dictionary)[:16]}-{catalogue.suite.scorecard_key(catalogue.harvest.key)}.json"
+            key = f"compared/{site}/{release.digest(dictionary)[:16]}-{key_of(catalogue.suite.scorecard_key(catalogue.harvest.key), limit)}.json"
             if known := catalogue.store.get_record(key):
                 cards[one.name] = known
             else:

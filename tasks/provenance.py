@@ -49,6 +49,7 @@ def provenance(catalogue: Catalogue, scored: Scored, description: dict[str, Any]
             "training": facts["training"],
             "trained_by": facts["code"],
             "scored_by": card["code"],
+            "start": facts.get("start"),
             **folder.pace,
         }
     told = {

@@ -22,6 +22,7 @@ from tasks.evaluate import SAMPLE_SEQUENCES, sample_rows, scorecards
 from tasks.provenance import code, provenance
 from tasks.report import picture
 from tasks.tables import Scored, parquet
+from tasks.verify import verify_release
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ FORMAT = 2
 
 @task(task_run_name="release {catalogue.suite.name}", cache_policy=NO_CACHE)
 def package_release(catalogue: Catalogue, folder: Path) -> None:
-    """Leave the suite's release in a folder; do nothing if the same one is there.
+    """Leave the suite's release in a folder, verified before it takes the place of an older one; if the same one is there, verify that.
 
     Raises:
         JumpsuiteError: a dictionary of the suite is not finished and scored, and may not be missing; or none keeps the rules.
@@ -44,6 +45,7 @@ def package_release(catalogue: Catalogue, folder: Path) -> None:
     measured = [(card["dictionary"], card["code"]) for _, card in everything]
     key = key_of(FORMAT, suite.model_dump(), measured, sorted(map(str, left_out)), code())
     if release.is_current(folder, key):
+        list(verify_release(folder))
         return
     anatomy, description = catalogue.source.skeleton, catalogue.harvest.description
     assert description is not None
@@ -68,6 +70,8 @@ def package_release(catalogue: Catalogue, folder: Path) -> None:
         release.write_file(stage, "pareto.png", picture(scored, suite.release.title or suite.name))
         release.write_file(stage, release.PROVENANCE, provenance(catalogue, scored, description))
         release.write_file(stage, release.KEY, key.encode())
+        release.seal(stage)
+        list(verify_release(stage))
     if left_out:
         log.info("%s of %s dictionaries are released; the card says why the others are not", len(scored), len(scored) + len(left_out))
 

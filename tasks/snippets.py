@@ -81,8 +81,9 @@ tokenizer = AutoTokenizer.from_pretrained({model!r}{revision})
 seen = []
 place = model.get_submodule({module!r})
 {hook}
-model(**tokenizer("The quick brown fox jumps over the lazy dog.", return_tensors="pt"))
-activations = seen[0][0, 1:].float().detach()   # positions x D, without BOS
+tokens = tokenizer("The quick brown fox jumps over the lazy dog.", add_special_tokens=False).input_ids
+model(torch.tensor([[{begin}, *tokens]]))       # every sequence began with this token
+activations = seen[0][0, 1:].float().detach()   # positions x D, without its own
 """
 
 HOOKS = {
@@ -91,12 +92,12 @@ HOOKS = {
 }
 
 
-def activations_of(model: str, revision: str | None, dtype: str, hook: str) -> str:
+def activations_of(model: str, revision: str | None, dtype: str, hook: str, begin: int) -> str:
     """How to get a site's activations with transformers.
 
     Args:
-        hook: the site as a hook point: `model.layers.9.output`.
+        hook: the site as a hook point: `model.layers.9.output`. begin: the token that sequences begin with.
     """
     module, _, side = hook.rpartition(".")
     revision = f", revision={revision!r}" if revision else ""
-    return ACTIVATIONS.format(model=model, revision=revision, dtype=dtype, module=module, hook=HOOKS[side])
+    return ACTIVATIONS.format(model=model, revision=revision, dtype=dtype, module=module, hook=HOOKS[side], begin=begin)

@@ -1,19 +1,22 @@
 """Starting points: the released dictionaries that others are trained on from."""
 
 import logging
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from core.dictionary import Dictionary
 from core.errors import ConfigError, JumpsuiteError
 from core.spec import DictionarySpec
 from storage import publishing, release
+from storage.catalogue import Catalogue
 from storage.formats.found import Found, find
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,50 +26,59 @@ class Start:
     """Where it is from, and a digest of its weights."""
 
 
-def starting_points(place: str, specs: Sequence[DictionarySpec]) -> dict[DictionarySpec, Start]:
-    """Of each dictionary to train, the one of its site and width in a place, and of several that whose L0 is nearest its target.
+def starting_points(catalogue: Catalogue, specs: Sequence[DictionarySpec]) -> dict[DictionarySpec, Start]:
+    """Of each dictionary to train, the one of its site and width in `training.start`, and of several that whose L0 is nearest its target.
 
     Raises:
         ConfigError: there is none for one of them. JumpsuiteError: the place cannot be read.
     """
+    place = catalogue.suite.training.start
+    if place is None or not specs:
+        return {}
     if publishing.is_elsewhere(place):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch, publishing.name_of(place))
-            publishing.fetch(place, folder)
-            return _chosen(place, folder, specs)
+            return _chosen(catalogue, publishing.fetch(place, Path(scratch, publishing.name_of(place))), specs)
     if not Path(place).is_dir():
         raise ConfigError(f"training.start is {place!r}, which is not a folder; expected one with released dictionaries; correct the path")
-    return _chosen(place, Path(place), specs)
+    return _chosen(catalogue, Path(place), specs)
 
 
-def _chosen(place: str, folder: Path, specs: Sequence[DictionarySpec]) -> dict[DictionarySpec, Start]:
-    found, loaded, starts = find(folder), dict[Found, Dictionary](), {}
-    sites = {one: _site(one) for one in found}
+def _chosen(catalogue: Catalogue, folder: Path, specs: Sequence[DictionarySpec]) -> dict[DictionarySpec, Start]:
+    place, starts = catalogue.suite.training.start, dict[DictionarySpec, Start]()
+    by_site: dict[str, list[Found]] = {}
+    for one in find(folder):
+        if site := _told(one.site):
+            by_site.setdefault(str(site), []).append(one)
     for spec in specs:
-        here = [one for one in found if sites[one] == str(spec.site)]
-        for one in here:
-            if one not in loaded:
-                loaded[one] = one.load()
-        fitting = [one for one in here if loaded[one].k is None and len(loaded[one].b_enc) == spec.width]
-        if not fitting:
-            widths = ", ".join(sorted({f"{len(loaded[one].b_enc):,}" for one in here})) or "none"
+        here = by_site.get(str(spec.site), [])
+        others: set[str] = set()
+        for one in sorted(here, key=lambda each: (_off(each.l0, spec.target_l0), each.name)):
+            dictionary = _told(one.load)
+            if dictionary is None:
+                continue
+            D, L = dictionary.W_enc.shape
+            if (D, L, dictionary.k) == (catalogue.shape.width_of(spec.site), spec.width, None):
+                log.info("%s begins from %s", spec, one.name)
+                starts[spec] = Start(dictionary, {"place": place, "dictionary": one.name, "weights": release.digest(dictionary)})
+                break
+            others.add(f"{L:,} of {D:,}" + (" (TopK)" if dictionary.k else ""))
+        else:
+            there = ", ".join(sorted(others)) or "none"
             raise ConfigError(
-                f"training.start is {place!r}; expected a dictionary of {spec.site} with {spec.width:,} latents in it, that is no TopK; "
-                f"widths of that site there: {widths}"
+                f"training.start is {place!r}; expected a dictionary of {spec.site} with {spec.width:,} latents of "
+                f"{catalogue.shape.width_of(spec.site):,} dimensions in it, that is no TopK; of that site it has {there}"
             )
-        one = min(fitting, key=lambda each: (_off(each.l0, spec.target_l0), each.name))
-        log.info("%s begins from %s", spec, one.name)
-        starts[spec] = Start(loaded[one], {"place": place, "dictionary": one.name, "weights": release.digest(loaded[one])})
     return starts
 
 
-def _site(one: Found) -> str | None:
+def _told(get: Callable[[], T]) -> T | None:
+    """None, which is told, of what cannot be read."""
     try:
-        return str(one.site())
+        return get()
     except JumpsuiteError as error:
         log.warning("%s", error)
         return None
 
 
 def _off(l0: float | None, target: float | None) -> float:
-    return abs(l0 - target) if l0 is not None and target is not None else 0.0
+    return math.inf if l0 is None else abs(l0 - target) if target is not None else 0.0

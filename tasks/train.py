@@ -83,15 +83,14 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
     part, (normaliser, inputs) = catalogue.harvest.part("train"), site_inputs(catalogue, site)
     facts: dict[str, Any] = {"harvest": catalogue.harvest.key, "training": training.identity(), "inputs": inputs, "code": code()}
 
-    starts = starting_points(training.start, [folder.spec for folder in folders]) if training.start else {}
     trainers = {folder.spec: Trainer(folder.spec, training, normaliser, device, shards) for folder in folders}
     for folder in folders:
         trainer = trainers[folder.spec]
         checkpoint = folder.load_checkpoint() if stores else None
         if checkpoint := shards.agree(checkpoint) if shards else checkpoint:
             trainer.load_state(*checkpoint)
-        elif training.start:
-            trainer.begin_from(starts[folder.spec].dictionary)
+    for spec, begun in starting_points(catalogue, [spec for spec, trainer in trainers.items() if not trainer.step]).items():
+        trainers[spec].begin_from(begun.dictionary, begun.facts)
 
     def on_sick(trainer: Trainer, sickness: SickDictionary) -> None:
         log.error("%s", sickness)
@@ -115,7 +114,7 @@ def _train(catalogue: Catalogue, site: Site, device: torch.device, until: int | 
                 trainer = trainers[folder.spec]
                 if trainer.step == steps and not trainer.sick:
                     due = steps == stop or steps % training.checkpoint_steps == 0 or told_to_end()
-                    _keep(folder, trainer, due, facts | ({"start": starts[folder.spec].facts} if starts else {}), stores)
+                    _keep(folder, trainer, due, facts, stores)
             if told_to_end():
                 break
         seconds = time.perf_counter() - began
@@ -295,7 +294,8 @@ def _keep(folder: DictionaryFolder, trainer: Trainer, due: bool, facts: dict[str
         if stores:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             folder.note_pace(seconds_a_step=statistics.fmean(trainer.seconds), hardware=hardware(trainer.dictionary.b_dec.device), finished=now)
-            folder.finish(dictionary, facts | {"spec": folder.spec.identity(), "history": trainer.history})
+            begun = {"start": trainer.begun_from} if trainer.begun_from else {}
+            folder.finish(dictionary, facts | begun | {"spec": folder.spec.identity(), "history": trainer.history})
     elif due:
         state = trainer.state()
         if stores:

@@ -115,7 +115,7 @@ class HubServer:
         commits = self.repositories[repository]
         if what.startswith("revision/"):
             number = self._commit(repository, what.partition("/")[2])
-            siblings = [{"rfilename": name} for name in commits[number]]
+            siblings = [_sibling(name, data) for name, data in commits[number].items()]
             return _json({"id": repository, "sha": _sha(number), "siblings": siblings})
         if what.startswith("tree/"):
             files = commits[self._commit(repository, what.split("/")[1])]
@@ -173,6 +173,11 @@ class HubServer:
 
 def _json(said: Any, status: int = 200) -> tuple[int, dict[str, str], bytes]:
     return status, {"Content-Type": "application/json"}, json.dumps(said).encode()
+
+
+def _sibling(name: str, data: bytes) -> dict[str, Any]:
+    large = {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 127}} if name.endswith(LARGE) else {}
+    return {"rfilename": name, "size": len(data), "blobId": _git(data)} | large
 
 
 def _sha(number: int) -> str:

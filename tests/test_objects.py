@@ -358,6 +358,33 @@ def test_a_release_in_a_bucket_is_the_folder_it_was_made_in_and_nothing_older(s3
     assert not (Path.cwd() / "s3:").exists()
 
 
+def test_a_release_that_breaks_off_on_its_way_into_a_bucket_is_none_until_it_is_whole(s3: S3Server, tmp_path: Path, monkeypatch: Any) -> None:
+    place, releases = "s3://bucket/release", {}
+    for name, files in {"a": {"x": b"1", "kept": b"k"}, "b": {"x": b"2", "kept": b"k", "own": b"b"}, "c": {"x": b"1", "kept": b"k"}}.items():
+        releases[name] = tmp_path / name
+        with release.staged(releases[name]) as stage:
+            for file, data in files.items():
+                release.write_file(stage, file, data)
+    list(publish(releases["a"], place, ""))
+    put, broken = Store.put_file, OSError("the machine is gone")
+
+    def breaks(self: Store, name: str, path: Path) -> None:
+        put(self, name, path)
+        raise broken
+
+    monkeypatch.setattr(Store, "put_file", breaks)
+    with pytest.raises(OSError, match="the machine is gone"):
+        list(publish(releases["b"], place, ""))
+    monkeypatch.setattr(Store, "put_file", put)
+    with pytest.raises(JumpsuiteError, match=r"is being made a release, or that broke off"):
+        fetch(place, tmp_path / "broken")
+    for name in ("c", "b", "a"):
+        list(publish(releases[name], place, ""))
+        fetched = fetch(place, tmp_path / f"fetched-{name}")
+        assert release.check_sums(fetched) == []
+        assert {path.name for path in fetched.iterdir()} == {path.name for path in releases[name].iterdir()}
+
+
 def test_a_release_never_replaces_a_bucket_that_holds_other_things(s3: S3Server, tmp_path: Path) -> None:
     made, store = tmp_path / "made", Store("s3://bucket")
     with release.staged(made) as stage:

@@ -24,7 +24,7 @@ from conftest import tiny_fields
 from hub_server import HubServer
 from in_saelens import relative_error
 
-from storage.formats import FORMATS
+from storage.formats import FORMATS, read
 from storage.release import read_dictionary, read_sample, read_scorecard, scorecard_paths
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -243,6 +243,60 @@ def test_dictionaries_that_changed_places_are_found_and_named_though_the_checksu
     assert done == 20
 
 
+def test_another_canonical_dictionary_and_one_that_no_scorecard_knows_are_found_though_the_checksums_fit(release: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "release"
+    shutil.copytree(release, mine)
+    tree = mine / "gemma_scope/res/layer_1/width_64"
+    (other,) = [path for path in tree.glob("average_l0_*/params.npz") if path.read_bytes() != (tree / "canonical/params.npz").read_bytes()]
+    shutil.copyfile(other, tree / "canonical/params.npz")
+    shutil.copytree(mine / "saelens/L01.mlp_out", mine / "saelens/L01.more")
+    rewrite_sums(mine)
+    found = here("verify", mine)
+    assert found.returncode == 1
+    assert "L01.resid_post width_64_l0_16: the canonical one of its width holds other weights" in found.stderr
+    assert "saelens/L01.more/width_64_l0_8: no scorecard knows of it" in found.stderr
+
+
+def test_weights_that_are_said_to_be_of_another_site_are_found_though_the_checksums_fit(release: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "release"
+    shutil.copytree(release, mine)
+    config = mine / "saelens/L01.mlp_out/width_64_l0_8/cfg.json"
+    config.write_text(config.read_text().replace("hook_mlp_out", "hook_resid_post"))
+    rewrite_sums(mine)
+    found = here("verify", mine)
+    assert found.returncode == 1
+    assert "saelens/L01.mlp_out/width_64_l0_8 says that it is of L01.resid_post; expected L01.mlp_out" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("formats", {"saelens": "saelens/../../elsewhere"}),
+        ("formats", {"saelens": "/etc"}),
+        ("formats", {}),
+        ("formats", []),
+        ("formats", None),
+        ("sample", None),
+        ("sample", {"l0": "many", "fvu": None}),
+        ("spec", {}),
+        ("weights", 3),
+        ("name", None),
+        ("loss", {}),
+    ],
+)
+def test_a_hostile_or_damaged_scorecard_is_told_in_a_sentence(release: Path, tmp_path: Path, field: str, value: Any) -> None:
+    mine = tmp_path / "release"
+    shutil.copytree(release, mine)
+    path = scorecard_paths(mine)[0]
+    path.write_text(json.dumps(read_scorecard(path) | {field: value}))
+    rewrite_sums(mine)
+    found = here("verify", mine, *(["--loss"] if field == "loss" else []))
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "please report" not in found.stderr
+    assert "get the release again" in found.stderr or "get it again" in found.stderr
+
+
 def test_scorecards_that_changed_places_are_found_though_the_checksums_fit(release: Path, tmp_path: Path) -> None:
     mine = tmp_path / "release"
     shutil.copytree(release, mine)
@@ -401,6 +455,24 @@ def test_a_repository_that_holds_other_things_is_left_as_it_is(hub: HubServer, s
     assert hub.repositories[PLACE] == [{"thesis": b"years of work"}]
 
 
+def test_what_somebody_changed_on_the_hub_is_put_right_by_releasing_again(hub: HubServer, store: Path, suite_file: Path, release: Path) -> None:
+    to = ("release", suite_file, "--store", store, "--to", f"hf://{PLACE}")
+    assert here(*to).returncode == 0
+    hub.repositories[PLACE].append(hub.head(PLACE) | {"README.md": b"better words", "suite.yaml": b"name: other"})
+    assert here("verify", f"hf://{PLACE}").returncode == 1
+    assert here(*to).returncode == 0
+    assert published(hub) == files_of(release)
+    assert here("verify", f"hf://{PLACE}").returncode == 0
+
+
+def test_a_readme_that_somebody_wrote_is_not_replaced(hub: HubServer, store: Path, suite_file: Path) -> None:
+    hub.repositories[PLACE] = [{"README.md": b"my own words"}]
+    run = here("release", suite_file, "--store", store, "--to", f"hf://{PLACE}")
+    assert run.returncode == 1
+    assert f"hf://{PLACE} is there and is not a release" in run.stderr
+    assert hub.repositories[PLACE] == [{"README.md": b"my own words"}]
+
+
 def test_a_token_that_may_not_write_is_told_in_a_sentence(hub: HubServer, store: Path, suite_file: Path) -> None:
     hub.needs_token = "hf_another"  # noqa: S105
     run = here("release", suite_file, "--store", store, "--to", f"hf://{PLACE}")
@@ -470,6 +542,28 @@ def test_a_transformer_lens_hook_of_no_site_is_told(hook: str | None, tmp_path: 
         FORMATS["saelens"].site(tmp_path)
 
 
+def test_a_threshold_below_zero_lets_nothing_negative_through(tmp_path: Path) -> None:
+    from sae_lens import SAE
+
+    torch.manual_seed(0)
+    config = {
+        "d_in": 24,
+        "d_sae": 80,
+        "architecture": "jumprelu",
+        "dtype": "float32",
+        "device": "cpu",
+        "metadata": {"hook_name": "blocks.3.attn.hook_z"},
+    }
+    sae: Any = SAE.from_dict(config)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape) / 3)
+    sae.save_model(tmp_path)
+    found, x = read("saelens", tmp_path), torch.randn(200, 24)
+    assert found.encode(x).min() >= 0
+    assert relative_error(found.reconstruct(x), sae.decode(sae.encode(x))) <= 1e-5
+
+
 @pytest.mark.parametrize("kind", ["AutoEncoder", "GatedAutoEncoder", "JumpReluAutoEncoder"])
 def test_what_dictionary_learning_saved_is_read_as_the_same_function(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -534,8 +628,12 @@ def test_a_suite_begins_from_released_weights(store: Path, suite_file: Path, rel
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("dictionaries=[{widths: 128, target_l0s: 16}]", "expected a dictionary of L01.resid_post with 128 latents in it"),
+        ("dictionaries=[{widths: 128, target_l0s: 16}]", "expected a dictionary of L01.resid_post with 128 latents of 32 dimensions"),
         ("dictionaries=[{architecture: topk, widths: 64, target_l0s: 16}]", "expected none but for jumprelu dictionaries"),
+        (
+            "dictionaries=[{widths: 64, target_l0s: 16}, {widths: 64, target_l0s: 8, architecture: gated}]",
+            "expected none but for jumprelu dictionaries",
+        ),
         ("training.start=/nowhere", "training.start is '/nowhere', which is not a folder"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.dictionary import Dictionary
 from core.errors import SickDictionary
 from core.fidelity import row_fidelity
 from core.objective import loss
@@ -390,3 +391,22 @@ def test_a_short_training_on_a_known_sparse_code_reaches_its_target_l0_and_expla
     scored = row_fidelity(trainer.dictionary.fold(normaliser), [held_out], Moments.of(held_out).mean)
     assert scored.l0 == pytest.approx(target, rel=0.2)
     assert scored.fvu < 0.4
+
+
+def test_a_training_that_began_from_released_weights_goes_on_to_the_bit_and_still_knows_where_it_began() -> None:
+    torch.manual_seed(0)
+    released = Dictionary(torch.randn(D, 24), torch.randn(24), torch.randn(24, D), torch.randn(D), torch.rand(24))
+    begun = Trainer(spec_of(), training_of(), PLAIN, CPU)
+    begun.begin_from(released, {"place": "hf://org/saes", "weights": "abc"})
+    assert torch.allclose(begun.fold().reconstruct(batch(0)), released.reconstruct(batch(0)), atol=1e-4)
+    for t in range(10):
+        begun.train_on(batch(t))
+    resumed = Trainer(spec_of(), training_of(), PLAIN, CPU)
+    tensors, values = begun.state()
+    resumed.load_state({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(values)))
+    for t in range(10, 20):
+        begun.train_on(batch(t))
+        resumed.train_on(batch(t))
+    assert resumed.begun_from == {"place": "hf://org/saes", "weights": "abc"}
+    for name, tensor in begun.fold().tensors().items():
+        assert torch.equal(resumed.fold().tensors()[name], tensor)

@@ -9,9 +9,15 @@
 A release has a folder of each name; `found.py` finds dictionaries wherever they lie. `MARK` is the file that tells a dictionary's folder.
 """
 
+import zipfile
+from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, Protocol
+
+import safetensors
+import torch
 
 from core.dictionary import Dictionary
 from core.site import Site
@@ -32,11 +38,7 @@ class Format(Protocol):
 
     @staticmethod
     def read(folder: Path) -> Dictionary:
-        """The dictionary of a folder, on raw activations.
-
-        Raises:
-            ValueError, KeyError, TypeError, OSError: it holds another thing.
-        """
+        """The dictionary of a folder, on raw activations. Raises one of LOADING where it holds another thing."""
 
     @staticmethod
     def site(folder: Path) -> Site:
@@ -50,3 +52,35 @@ def _format(module: ModuleType) -> Any:
 FORMATS: dict[str, Format] = {
     module.__name__.rpartition(".")[2]: _format(module) for module in (saelens, gemma_scope, gemma_scope_2, dictionary_learning, saelens_gated)
 }
+
+
+LOADING = (
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    UnpicklingError,
+    zipfile.BadZipFile,
+    safetensors.SafetensorError,
+)
+"""What reading a file that is not what it should be raises."""
+
+
+def read(name: str, folder: Path) -> Dictionary:
+    """The dictionary of a folder in a format, whoever wrote it. Nothing pickled is run.
+
+    A threshold below zero, which some train, lets nothing through that is negative: all of these libraries have a ReLU before it.
+
+    Raises:
+        One of LOADING: it is not one.
+    """
+    found = FORMATS[name].read(folder)
+    D, L = found.W_enc.shape
+    shapes = {"W_enc": (D, L), "b_enc": (L,), "W_dec": (L, D), "b_dec": (D,), "threshold": (L,)}
+    for tensor_name, tensor in found.tensors().items():
+        if tuple(tensor.shape) != shapes[tensor_name] or tensor.dtype != torch.float32:
+            raise ValueError(f"{tensor_name} is {tuple(tensor.shape)}, {tensor.dtype}; expected {shapes[tensor_name]}, float32")
+    return replace(found, threshold=found.threshold.clamp(min=0))

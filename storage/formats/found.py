@@ -8,8 +8,8 @@ from pathlib import Path
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.site import Site
-from storage.formats import FORMATS
-from storage.release import LOADING, SUMS, read_scorecard, scorecard_paths
+from storage.formats import FORMATS, LOADING, read
+from storage.release import CANONICAL, SUMS, places, read_scorecard, scorecard_paths
 
 BY_MARK = {FORMATS[name].MARK: name for name in ("saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning")}
 """The format of each file that tells a dictionary's folder."""
@@ -26,8 +26,8 @@ class Found:
     @property
     def l0(self) -> float | None:
         """As its maker measured it, or as its place says it, `average_l0_82`; None where neither does."""
-        said = re.findall(r"l0_(\d+(?:\.\d+)?)", self.name)
-        return float(said[-1]) if self.measured_l0 is None and said else self.measured_l0
+        said = re.findall(r"l0_(\d+(?:\.\d+)?)", self.folder.name)
+        return float(said[0]) if self.measured_l0 is None and said else self.measured_l0
 
     def site(self) -> Site:
         """Raises JumpsuiteError where it cannot be told."""
@@ -39,7 +39,7 @@ class Found:
     def load(self) -> Dictionary:
         """Raises JumpsuiteError where it is of a kind that cannot be read."""
         try:
-            return FORMATS[self.format].read(self.folder)
+            return read(self.format, self.folder)
         except LOADING as error:
             raise self._fault("cannot be read", error) from None
 
@@ -55,7 +55,11 @@ def find(root: Path) -> list[Found]:
         JumpsuiteError: there is none.
     """
     found = list(_of_ours(root)) if (root / SUMS).is_file() else []
-    found = found or [Found(name, path.parent, _below(root, path)) for mark, name in BY_MARK.items() for path in sorted(root.rglob(mark))]
+    if not found:
+        marked = [(path, name) for mark, name in BY_MARK.items() for path in sorted(root.rglob(mark))]
+        folders = {path.parent.parent for path, _ in marked if path.parent.name != CANONICAL}
+        again = {path for path, _ in marked if path.parent.name == CANONICAL and path.parent.parent in folders}
+        found = [Found(name, path.parent, _below(root, path)) for path, name in marked if path not in again]
     if not found:
         raise JumpsuiteError(f"{root} holds no dictionary; expected {', '.join(BY_MARK)} somewhere below it; name another place")
     return found
@@ -63,10 +67,12 @@ def find(root: Path) -> list[Found]:
 
 def _of_ours(root: Path) -> Iterator[Found]:
     for path in scorecard_paths(root):
-        card = read_scorecard(path)
-        name = next(name for name in FORMATS if name in card["formats"])
-        place = card["formats"][name]
-        yield Found(name, root / place, place, card["l0"])
+        try:
+            card = read_scorecard(path)
+            name, place = next(iter(places(card).items()))
+            yield Found(name, root / place, place, float(card["l0"]))
+        except LOADING as error:
+            raise JumpsuiteError(f"{path.relative_to(root)} is damaged ({error}); expected a scorecard; get the release again") from None
 
 
 def _below(root: Path, path: Path) -> str:

@@ -61,29 +61,33 @@ def folder(one: ReleasedDictionary, architecture: dict[str, Any], tensors: dict[
 def read(folder: Path) -> Dictionary:
     config, tensors = _config(folder), safetensors.torch.load_file(folder / MARK)
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    if (normalised := config.get("normalize_activations") or "none") not in ("none", "expected_average_only_in"):
-        raise ValueError(f"normalize_activations is {normalised!r}, which has no form on raw activations")
+    if (normalised := config.get("normalize_activations") or "none") != "none":
+        raise ValueError(f"normalize_activations is {normalised!r}; expected it folded into the weights")
     if "finetuning_scaling_factor" in tensors:
         raise ValueError("it has a scaling factor of fine-tuning, which is not read")
-    found = _of(str(config["architecture"]), config, tensors)
+    found = _of(config, tensors)
     # Not said is true for SAELens.
     return without_pre_bias(found) if config.get("apply_b_dec_to_input", True) else found
 
 
-def _of(architecture: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
+def _of(config: dict[str, Any], tensors: dict[str, Tensor]) -> Dictionary:
+    architecture, k = str(config.get("architecture", "standard")), config.get("k")
+    if (config.get("activation_fn") or config.get("activation_fn_str")) == "topk":  # as it was written before 6.0
+        architecture, k = "topk", (config.get("activation_fn_kwargs") or {})["k"]
     if architecture == "gated":
         return from_gated(**tensors)
     if architecture in ("standard", "topk"):
         tensors["threshold"] = torch.zeros_like(tensors["b_enc"])
     elif architecture != "jumprelu":
         raise ValueError(f"architecture is {architecture!r}; known are jumprelu, standard, topk and gated")
-    found = Dictionary(**tensors, k=int(config["k"]) if architecture == "topk" else None)
+    found = Dictionary(**tensors, k=int(k) if architecture == "topk" and k is not None else None)
     return with_unit_rows(found) if config.get("rescale_acts_by_decoder_norm") else found
 
 
 def site(folder: Path) -> Site:
     config = _config(folder)
-    hook = str(config.get("metadata", config).get("hook_name"))
+    said = config.get("metadata") or config
+    hook = str(said.get("hook_name") or said.get("hook_point"))
     found, kinds = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook), {name: kind for kind, name in TRANSFORMER_LENS_HOOK.items()}
     layer, name = (int(found[1]), found[2]) if found else (-1, "")
     if name == "hook_resid_pre":  # what goes into a block came out of the one before
