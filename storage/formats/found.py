@@ -69,6 +69,8 @@ def _of_ours(root: Path) -> Iterator[Found]:
     for path in scorecard_paths(root):
         try:
             card = read_scorecard(path)
+            if "formats" not in card:
+                return  # of before 2026-11-28; its dictionaries are found as anybody's are
             name, place = next(iter(places(card).items()))
             yield Found(name, root / place, place, float(card["l0"]))
         except LOADING as error:

@@ -136,7 +136,7 @@ def main() -> None:
         for name, card in cards.items():
             sae = SAE.load_from_disk(str(release / card["formats"]["saelens"]))
             sae.cfg.metadata.hook_name = f"model.layers.{site.layer}"
-            theirs[name] = theirs_of(sae, model, tokens, special, args.batch, args.saebench)
+            theirs[name] = theirs_of(sae, model, tokens, special, min(args.batch, len(tokens)), args.saebench)
         seconds = time.perf_counter() - began
     library = "SAEBench" if args.saebench else "SAELens"
     print(f"{len(cards)} dictionaries at {site}, {tokens.numel():,} tokens: ours {ours:.0f} s, {library} {seconds:.0f} s: {seconds / ours:.1f} times")
