@@ -158,15 +158,15 @@ def test_a_study_is_not_done_again(studied):
 
 @pytest.mark.long
 def test_every_architecture_is_released_and_the_same_function_in_saelens(studied):
-    from in_saelens import both_ways
+    from loaders import in_each
 
     suite_file, store, _ = studied
     ran = here("run", suite_file, "--store", store)
     assert ran.returncode == 0, ran.stderr
-    compared = list(both_ways(store / "tiny/release"))
+    compared = list(in_each(store / "tiny/release", ["saelens"]))
     assert len(compared) == 14
-    assert {type(theirs).__name__ for _, theirs, _, _ in compared} == {"JumpReLUSAE", "TopKSAE"}
-    for card, _, encode, decode in compared:
+    assert {type(theirs).__name__ for _, _, theirs, _, _ in compared} == {"JumpReLUSAE", "TopKSAE"}
+    for card, _, _, encode, decode in compared:
         assert encode <= 1e-5, card["spec"]
         assert decode <= 1e-5, card["spec"]
 
