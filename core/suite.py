@@ -272,7 +272,7 @@ class Endpoint(Section):
     """Of each latent, that are shown, and that explanations are tested on: half in which it fires and half in which it does not."""
     at_once: int = Field(8, gt=0, le=256, examples=[8])
     """Requests that are under way at a time."""
-    timeout: float = Field(120, gt=0, examples=[120])
+    timeout: float = Field(120.0, gt=0, examples=[120])
     """Seconds."""
     structured: bool = Field(True, examples=[True])
     """Whether the server is asked to hold the model to the form of an answer (`response_format`); some refuse that."""
@@ -350,7 +350,7 @@ class Release(Section):
     """A paragraph for the model card: terms of the model, known limits."""
     formats: list[ReleaseFormat] = Field(["saelens", "gemma_scope"], min_length=1, examples=[["saelens", "gemma_scope"]])
     """In which every dictionary is written; each takes the room of all weights once (`storage/formats`)."""
-    canonical_l0: float = Field(100, gt=0, examples=[100])
+    canonical_l0: float = Field(100.0, gt=0, examples=[100])
     """Of each site and width the dictionary whose L0 is nearest is the canonical one: for who wants one and does not care which."""
     rules: Rules = Rules()
 

@@ -584,10 +584,6 @@ def test_a_suite_begins_from_released_weights(store: Path, suite_file: Path, rel
     [
         ("dictionaries=[{widths: 128, target_l0s: 16}]", "expected a dictionary of L01.resid_post with 128 latents of 32 dimensions"),
         ("dictionaries=[{architecture: topk, widths: 64, target_l0s: 16}]", "expected none but for jumprelu dictionaries"),
-        (
-            "dictionaries=[{widths: 64, target_l0s: 16}, {widths: 64, target_l0s: 8, architecture: gated}]",
-            "expected none but for jumprelu dictionaries",
-        ),
         ("training.start=/nowhere", "training.start is '/nowhere', which is not a folder"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -363,6 +364,13 @@ def test_every_preset_is_a_suite_and_survives_a_trip_through_json(preset: Path) 
     suite = parse_suite(preset.read_text(encoding="utf-8"))
     assert suite.name == preset.stem
     assert Suite.model_validate_json(suite.model_dump_json()) == suite
+
+
+def test_a_suite_is_written_alike_before_and_after_a_trip_through_json() -> None:
+    """As a server gives it to workers: where 100 became 100.0, the same release had other bytes."""
+    suite = parse_suite(GOOD, ["explanations={endpoint: {address: 'http://127.0.0.1/v1', model: m, max_tokens: 9}}"])
+    travelled = Suite.model_validate_json(suite.model_dump_json())
+    assert yaml.safe_dump(travelled.model_dump()) == yaml.safe_dump(suite.model_dump())
 
 
 def test_numbers_are_read_as_people_write_them() -> None:
