@@ -1,4 +1,4 @@
-"""How fast this machine multiplies, by a short measurement: specifications and CPU flags tell less than a product does."""
+"""What this machine is, and how fast it multiplies, by a short measurement: specifications and CPU flags tell less than a product does."""
 
 import platform
 import time

@@ -7,9 +7,14 @@ from core.spec import DictionarySpec
 from core.suite import Rules
 
 
+def off_target(spec: DictionarySpec, card: dict[str, Any]) -> float:
+    """How far the measured L0 is off its target, as a share of it; zero where there is none."""
+    return abs(card["l0"] / spec.target_l0 - 1) if spec.target_l0 is not None else 0.0
+
+
 def broken_rule(rules: Rules, spec: DictionarySpec, card: dict[str, Any]) -> str | None:
     """Why a dictionary is not released, by its scorecard; None where it is."""
-    if rules.l0_within is not None and spec.target_l0 is not None and not abs(card["l0"] / spec.target_l0 - 1) <= rules.l0_within:
+    if rules.l0_within is not None and not off_target(spec, card) <= rules.l0_within:
         return f"its L0 is {card['l0']:.1f}; within {rules.l0_within:.0%} of the target of {spec.target_l0:g} was asked for"
     limits = {
         "share of dead latents": (card["dead"], rules.max_dead),

@@ -257,13 +257,14 @@ def study(options: argparse.Namespace) -> int:
 def release_suite(options: argparse.Namespace) -> int:
     suite = _suite(options)
     _settle_prefect(options)
+    from flows.outcome import MISCONFIGURED
     from flows.release import release_flow
     from storage.objects import Store
 
     place = _short(options.to or Store(options.store).where(f"{suite.name}/release"))
     state = release_flow(suite, options.store, options.to, options.dry_run, return_state=True)
     if not state.is_completed():
-        raise (ConfigError if state.name == "Misconfigured" else JumpsuiteError)(state.message or "the release failed")
+        raise (ConfigError if state.name == MISCONFIGURED else JumpsuiteError)(state.message or "the release failed")
     if options.dry_run:
         print(f"Made and verified, nothing sent: {place}")
         _next(f"jumpsuite release {_again(options, only='*')}" + (f" --to {shlex.quote(options.to)}" if options.to else ""))
@@ -282,7 +283,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
         state = compare_flow(suite, folder, options.store, options.only, return_state=True)
         if not state.is_completed():
-            return _failed(state, f"jumpsuite harvest {_again(options)}    (makes the activations that they are measured on)")
+            return _failed(state, f"jumpsuite evaluate {_again(options)} --release {shlex.quote(options.release)}")
         print(f"\n{state.message}\n\n{LEGEND}")
     return DONE
 
@@ -318,7 +319,7 @@ def verify_place(options: argparse.Namespace) -> int:
 @contextmanager
 def _fetched(place: str, argument: str) -> Iterator[Path]:
     """A release as a folder: itself, or a copy of what lies in a bucket or on a hub."""
-    if "://" not in place:
+    if "://" not in place:  # as `publishing.is_elsewhere`, before anything heavy is loaded
         if not Path(place).is_dir():
             raise ConfigError(f"{argument} is {place!r}, which is not a folder; expected one that holds a release; correct the path")
         yield Path(place)

@@ -22,9 +22,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from core.errors import ConfigError, JumpsuiteError
+from core.slices import slices
 from storage.changes import Changes
 from storage.release import SUMS, listed
 
@@ -58,21 +59,20 @@ class Hub:
         if self._revision is not None or self._folder is not None:
             raise ConfigError(f"the place is {self.address!r}; expected a whole repository to publish to; write hf://{self._repository}")
         found, known = dict[str, RepoSibling](), set[str]()
-        if self._head is not None:
-            with self._explained("read"):
-                info = self._api.model_info(self._repository, revision=self._head, files_metadata=True)
-                found = {file.rfilename: file for file in (info.siblings or []) if file.rfilename not in OF_THE_HUB}
-                if SUMS in found:
-                    sums = Path(self._api.hf_hub_download(self._repository, SUMS, revision=self._head))
-                    known = set(listed(sums.read_text(errors="replace")))
+        if self._there is not None:
+            found = {file.rfilename: file for file in (self._there.siblings or []) if file.rfilename not in OF_THE_HUB}
+            if SUMS in found:
+                with self._explained("read"):
+                    sums = Path(self._api.hf_hub_download(self._repository, SUMS, revision=self._there.sha))
+                known = set(listed(sums.read_text(errors="replace")))
         return Changes.to(folder, set(found), lambda name, sha256: _is(found[name], folder / name, sha256), known, self.address)
 
     @cached_property
-    def _head(self) -> str | None:
-        """The commit that there is something to change of; None where there is no repository."""
+    def _there(self) -> ModelInfo | None:
+        """The commit that there is something to change of, with its files; None where there is no repository."""
         with self._explained("read"):
             try:
-                return self._api.model_info(self._repository).sha
+                return self._api.model_info(self._repository, files_metadata=True)
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 return None
 
@@ -93,13 +93,14 @@ class Hub:
             additions = {name: CommitOperationAdd(name, folder / name) for name in changes.added}
             sums = listed((folder / SUMS).read_text())
             once = list({sums.get(name, name): addition for name, addition in additions.items()}.values())  # what is there twice is sent once
-            for first in range(0, len(once), AT_ONCE):
-                self._api.preupload_lfs_files(self._repository, once[first : first + AT_ONCE], free_memory=False)
-                yield f"{min(first + AT_ONCE, len(once)):,} of {len(once):,} files are there, not yet published"
-            removals = map(CommitOperationDelete, changes.removed)
+            for some in slices(len(once), AT_ONCE):
+                self._api.preupload_lfs_files(self._repository, once[some], free_memory=False)
+                yield f"{some.stop:,} of {len(once):,} files are there, not yet published"
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions.values(), *map(CommitOperationDelete, changes.removed)]
+            onto = self._there.sha if self._there else None
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "It seems that you are about to commit a data file")  # metrics.parquet
-                commit = self._api.create_commit(self._repository, [*additions.values(), *removals], commit_message=message, parent_commit=self._head)
+                commit = self._api.create_commit(self._repository, operations, commit_message=message, parent_commit=onto)
         yield f"published in one commit, {commit.oid[:12]}"
 
     def fetch(self) -> Path:

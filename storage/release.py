@@ -57,8 +57,7 @@ def staged(folder: Path) -> Iterator[Path]:
     stage.mkdir(parents=True)
     try:
         yield stage
-        if not (stage / SUMS).is_file():
-            seal(stage)
+        _write_sums(stage)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -151,13 +150,12 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
     _write(folder / name, data)
 
 
-# Reading a release back
-
-
-def seal(folder: Path) -> None:
-    """Write the checksums of all that a release holds; nothing is added after."""
+def _write_sums(folder: Path) -> None:
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
+
+
+# Reading a release back
 
 
 def check_sums(folder: Path) -> list[str]:

@@ -7,14 +7,12 @@ from typing import Any
 
 import yaml
 
+from core.selection import off_target
 from core.spec import DictionarySpec
 from core.suite import Suite
 from tasks.snippets import activations_of, snippets
-from tasks.tables import FURTHER_LEGEND, LEGEND, Scored, further_lines, markdown, table_lines
+from tasks.tables import FURTHER_LEGEND, LEGEND, OFF_TARGET, Scored, further_lines, markdown, table_lines
 from tasks.train import describe_filter
-
-OFF_TARGET = 0.05
-"""From which an L0 counts as off its target."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,7 @@ class Card:
         ]
 
     def _loading(self) -> list[str]:
-        spec, card = next(((spec, card) for spec, card in self.scored if card["canonical"]), self.scored[0])
-        spec, card = next(((s, c) for s, c in self.scored if s.architecture == "jumprelu" and c["canonical"]), (spec, card))
+        spec, card = min(self.scored, key=lambda each: (each[0].architecture != "jumprelu", not each[1]["canonical"]))
         hook, model = self.hooks[str(spec.site)], self.suite.model
         parts = [f"`{spec.site}`, width {spec.width:,}, L0 {card['l0']:.0f}. `activations` are those of `{hook}`, raw: {RAW}"]
         for title, code in snippets(card).items():
@@ -149,7 +146,7 @@ class Card:
             f"Dense latents: {dense} of a dictionary's fire on more than a tenth of the rows; these seldom mean one thing.",
         ]
         targets = [(spec, card) for spec, card in self.scored if spec.target_l0 is not None]
-        off = [f"`{spec.site}` `{spec.name}` ({card['l0']:.1f})" for spec, card in targets if abs(card["l0"] / spec.target_l0 - 1) > OFF_TARGET]
+        off = [f"`{spec.site}` `{spec.name}` ({card['l0']:.1f})" for spec, card in targets if off_target(spec, card) > OFF_TARGET]
         if off:
             lines.append(
                 f"L0 is more than {OFF_TARGET:.0%} off its target at {len(off)} of {len(targets)}: {', '.join(off[:10])}{', …' * (len(off) > 10)}."

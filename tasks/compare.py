@@ -11,9 +11,10 @@ from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.key import key_of
 from core.site import Site
+from core.slices import slices
 from storage import release
 from storage.catalogue import Catalogue
-from storage.formats.found import Found, find
+from storage.formats.found import Found, find, readable
 from tasks.evaluate import measure, scorecards
 from tasks.tables import compared_line
 from tasks.train import site_inputs
@@ -33,10 +34,7 @@ def by_site(catalogue: Catalogue, folder: Path) -> dict[Site, list[Found]]:
     """
     found, sites = find(folder), dict[Site, list[Found]]()
     for one in found:
-        try:
-            site = one.site()
-        except JumpsuiteError as error:
-            log.warning("%s", error)
+        if (site := readable(one.site)) is None:
             continue
         if site in catalogue.sites:
             sites.setdefault(site, []).append(one)
@@ -60,9 +58,9 @@ def compare_site(catalogue: Catalogue, site: Site, found: list[Found]) -> dict[s
     if not catalogue.harvest.has_tokens or catalogue.harvest.part("held_out").missing([site]):
         raise JumpsuiteError(f"{site} is not harvested; expected its held-out activations; run jumpsuite harvest first")
     limit, cards = site_inputs(catalogue, site)[1]["norm_limit"], dict[str, dict[str, Any]]()
-    for first in range(0, len(found), AT_ONCE):
+    for some in slices(len(found), AT_ONCE):
         waiting = dict[str, tuple[str, Dictionary]]()
-        for one in found[first : first + AT_ONCE]:
+        for one in found[some]:
             if (dictionary := _load(one, site, catalogue.shape.width_of(site))) is None:
                 continue
             key = f"compared/{site}/{release.digest(dictionary)[:16]}-{key_of(catalogue.suite.scorecard_key(catalogue.harvest.key), limit)}.json"
@@ -80,12 +78,8 @@ def compare_site(catalogue: Catalogue, site: Site, found: list[Found]) -> dict[s
 
 def _load(one: Found, site: Site, width: int) -> Dictionary | None:
     """A dictionary that fits its site; None, which is told, where it does not or cannot be read."""
-    try:
-        dictionary = one.load()
-    except JumpsuiteError as error:
-        log.warning("%s", error)
-        return None
-    if len(dictionary.b_dec) != width:
+    dictionary = readable(one.load)
+    if dictionary is not None and len(dictionary.b_dec) != width:
         log.warning("%s is of %s dimensions; expected the %s of %s; it is left out", one.name, len(dictionary.b_dec), width, site)
         return None
     return dictionary

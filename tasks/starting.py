@@ -3,20 +3,19 @@
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from core.dictionary import Dictionary
-from core.errors import ConfigError, JumpsuiteError
+from core.errors import ConfigError
 from core.spec import DictionarySpec
 from storage import publishing, release
 from storage.catalogue import Catalogue
-from storage.formats.found import Found, find
+from storage.formats.found import Found, find, readable
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ def _chosen(catalogue: Catalogue, folder: Path, specs: Sequence[DictionarySpec])
     place, starts = catalogue.suite.training.start, dict[DictionarySpec, Start]()
     by_site: dict[str, list[Found]] = {}
     for one in find(folder):
-        if site := _told(one.site):
+        if site := readable(one.site):
             by_site.setdefault(str(site), []).append(one)
     for spec in specs:
         here = by_site.get(str(spec.site), [])
         others: set[str] = set()
         for one in sorted(here, key=lambda each: (_off(each.l0, spec.target_l0), each.name)):
-            dictionary = _told(one.load)
+            dictionary = readable(one.load)
             if dictionary is None:
                 continue
             D, L = dictionary.W_enc.shape
@@ -69,15 +68,6 @@ def _chosen(catalogue: Catalogue, folder: Path, specs: Sequence[DictionarySpec])
                 f"{catalogue.shape.width_of(spec.site):,} dimensions in it, that is no TopK; of that site it has {there}"
             )
     return starts
-
-
-def _told(get: Callable[[], T]) -> T | None:
-    """None, which is told, of what cannot be read."""
-    try:
-        return get()
-    except JumpsuiteError as error:
-        log.warning("%s", error)
-        return None
 
 
 def _off(l0: float | None, target: float | None) -> float:

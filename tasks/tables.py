@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.selection import off_target
 from core.spec import DictionarySpec
 
 Scored = list[tuple[DictionarySpec, dict[str, Any]]]
@@ -27,29 +28,36 @@ def rows_of(scored: Scored) -> list[dict[str, Any]]:
             "learning_rate": spec.learning_rate,
             "tokens": spec.tokens,
             "seed": spec.seed,
-            **_with_interval("l0", card["l0"], card["l0_interval"]),
-            **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
-            "fvu_all_rows": card["fvu_all_rows"],
-            "fvu_added_by_bfloat16": card["sample_in_bfloat16"]["fvu"] - card["sample"]["fvu"],
-            **_with_interval("delta_loss", card["loss"]["delta"], card["loss"]["delta_interval"]),
-            "delta_loss_zero_ablation": card["loss"]["delta_zero"],
-            "delta_loss_mean_ablation": card["loss"]["delta_mean"],
-            "intact_loss": card["loss"]["intact"],
-            **_with_interval("divergence", card["loss"]["divergence"], card["loss"]["divergence_interval"]),
-            "divergence_zero_ablation": card["loss"]["divergence_zero"],
-            "divergence_mean_ablation": card["loss"]["divergence_mean"],
-            "cosine": card["cosine"],
-            "relative_norm": card["relative_norm"],
-            "relative_bias": card["relative_bias"],
-            **_with_interval("uniformity", card["uniformity"]["mean"], card["uniformity"]["interval"]),
-            "dead": card["dead"],
-            **{f"dense_{frequency}": share for frequency, share in card["dense"].items()},
-            "rows": card["rows"],
+            **_measures(card),
             "dictionary": card["dictionary"],
             "commit": card["code"]["commit"],
         }
         for spec, card in scored
     ]
+
+
+def _measures(card: dict[str, Any]) -> dict[str, float | None]:
+    """The numbers of a scorecard, flat."""
+    return {
+        **_with_interval("l0", card["l0"], card["l0_interval"]),
+        **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
+        "fvu_all_rows": card["fvu_all_rows"],
+        "fvu_added_by_bfloat16": card["sample_in_bfloat16"]["fvu"] - card["sample"]["fvu"],
+        **_with_interval("delta_loss", card["loss"]["delta"], card["loss"]["delta_interval"]),
+        "delta_loss_zero_ablation": card["loss"]["delta_zero"],
+        "delta_loss_mean_ablation": card["loss"]["delta_mean"],
+        "intact_loss": card["loss"]["intact"],
+        **_with_interval("divergence", card["loss"]["divergence"], card["loss"]["divergence_interval"]),
+        "divergence_zero_ablation": card["loss"]["divergence_zero"],
+        "divergence_mean_ablation": card["loss"]["divergence_mean"],
+        "cosine": card["cosine"],
+        "relative_norm": card["relative_norm"],
+        "relative_bias": card["relative_bias"],
+        **_with_interval("uniformity", card["uniformity"]["mean"], card["uniformity"]["interval"]),
+        "dead": card["dead"],
+        **{f"dense_{frequency}": share for frequency, share in card["dense"].items()},
+        "rows": card["rows"],
+    }
 
 
 def _with_interval(name: str, value: float | None, interval: list[float] | None) -> dict[str, float | None]:
@@ -95,19 +103,13 @@ def _give_or_take(row: dict[str, Any], column: str, digits: int) -> str:
 
 def compared_line(site: str, name: str, width: int, card: dict[str, Any]) -> tuple[str, ...]:
     """What is shown of a dictionary beside anybody's: site, name, width, L0, FVU, delta loss, KL, cosine, relative norm, dead."""
-    loss = card["loss"]
-    row = {
-        **_with_interval("fvu", card["fvu"], card["fvu_interval"]),
-        **_with_interval("delta_loss", loss["delta"], loss["delta_interval"]),
-        **_with_interval("divergence", loss["divergence"], loss["divergence_interval"]),
-    }
-    measured = (_give_or_take(row, "fvu", 3), _give_or_take(row, "delta_loss", 3), _give_or_take(row, "divergence", 3))
+    row = _measures(card)
     return (
         site,
         name,
         f"{width:,}",
         f"{card['l0']:.1f}",
-        *measured,
+        *(_give_or_take(row, column, 3) for column in ("fvu", "delta_loss", "divergence")),
         f"{card['cosine']:.3f}",
         f"{card['relative_norm']:.3f}",
         f"{100 * card['dead']:.1f}",
@@ -165,12 +167,16 @@ def markdown(lines: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rest])
 
 
+OFF_TARGET = 0.05
+"""From which an L0 counts as off its target."""
+
+
 def missed_targets(scored: Scored) -> list[str]:
-    """A line for each dictionary whose held-out L0 is more than a twentieth off its target."""
+    """A line for each dictionary whose held-out L0 is off its target."""
     return [
         f"{spec}: L0 {card['l0']:.1f} missed the target of {spec.target_l0:g}; train longer or raise training.target_l0_coefficient"
         for spec, card in scored
-        if spec.target_l0 is not None and abs(card["l0"] / spec.target_l0 - 1) > 0.05
+        if off_target(spec, card) > OFF_TARGET
     ]
 
 

@@ -15,6 +15,7 @@ from core.dictionary import Dictionary
 from core.errors import ConfigError, JumpsuiteError
 from core.fidelity import row_fidelity
 from core.site import Site
+from core.slices import slices
 from core.splice import spliced_predictions
 from core.statistics import Moments
 from core.suite_file import parse_suite
@@ -33,7 +34,7 @@ SPLICED_AT_ONCE = 8
 
 
 def verify_release(folder: Path, name: str | None = None, loss: bool = False) -> Iterator[str]:
-    """Check a release, saying what was found right.
+    """Check a release: its checksums, then as `verify_dictionaries`. Says what was found right.
 
     Args:
         name: what to call it, if it is not the folder's path. loss: whether delta losses are measured again, by running the model.
@@ -45,14 +46,8 @@ def verify_release(folder: Path, name: str | None = None, loss: bool = False) ->
     if faults := release.check_sums(folder):
         raise JumpsuiteError("\n".join(f"{name or folder}: {fault}; expected the file that was released; get the release again" for fault in faults))
     yield "checksums match"
+    verify_dictionaries(folder, name)
     paths = release.scorecard_paths(folder)
-    faults = _not_named(folder, paths)
-    with Progress("verify", len(paths), "dictionaries") as progress:
-        for path in paths:
-            faults += _faults(folder, path)
-            progress.advance(1)
-    if faults or not paths:
-        raise JumpsuiteError("\n".join(faults) or f"{name or folder} holds no scorecard; expected one for each dictionary; get the release again")
     yield f"{len(paths)} dictionaries load in every format and give the L0 and FVU of their scorecards"
     if not loss:
         return
@@ -63,6 +58,18 @@ def verify_release(folder: Path, name: str | None = None, loss: bool = False) ->
     if faults:
         raise JumpsuiteError("\n".join(faults))
     yield f"{len(paths)} dictionaries give the delta loss of their scorecards when they are spliced into the model"
+
+
+def verify_dictionaries(folder: Path, name: str | None = None) -> None:
+    """Load every dictionary of a release, in every format, and hold it against its scorecard. Raises JumpsuiteError as `verify_release`."""
+    paths = release.scorecard_paths(folder)
+    faults = _not_named(folder, paths)
+    with Progress("verify", len(paths), "dictionaries") as progress:
+        for path in paths:
+            faults += _faults(folder, path)
+            progress.advance(1)
+    if faults or not paths:
+        raise JumpsuiteError("\n".join(faults) or f"{name or folder} holds no scorecard; expected one for each dictionary; get the release again")
 
 
 def _faults(folder: Path, path: Path) -> Iterator[str]:
@@ -120,7 +127,7 @@ def _loss_faults(folder: Path, paths: list[Path]) -> Iterator[str]:
         anatomy = Anatomy(ModelSource(Store(scratch), suite.model).load(device))
         for site, of_site in itertools.groupby(sorted(paths), key=lambda path: path.parent.name):
             of_this = list(of_site)
-            for some in (of_this[first : first + SPLICED_AT_ONCE] for first in range(0, len(of_this), SPLICED_AT_ONCE)):
+            for some in (of_this[part] for part in slices(len(of_this), SPLICED_AT_ONCE)):
                 deltas = _deltas(anatomy, Site.parse(site), {path.stem: _any_format(folder, cards[path]) for path in some}, tokens_SC, is_text_SC)
                 for path in some:
                     delta, noted = deltas[path.stem], cards[path]["loss"]["sample"]["delta"]

@@ -5,10 +5,10 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from ports import free_port
+from local_server import LocalServer, Silent
 
 TASKS = {"explanation": "explain", "activations": "simulate", "active": "detect", "right": "recognise"}
 Model = Callable[[str, str], str]
@@ -31,11 +31,12 @@ def reader(task: str, said: str) -> str:
     return json.dumps({"right": [int(bool(each) and all(token in mark for mark in each)) for each in marked]})
 
 
-class ChatServer:
+class ChatServer(LocalServer):
     """Its faults are codes with which the next requests are answered, each with seconds to wait; at zero it hangs up."""
 
     def __init__(self, model: Model = reader) -> None:
-        self.model, self.port = model, free_port()
+        super().__init__()
+        self.model = model
         self.address = f"http://127.0.0.1:{self.port}/v1"
         self.tokens = self.prompt_tokens = 0
         self.asked: list[dict[str, Any]] = []
@@ -46,7 +47,7 @@ class ChatServer:
     def start(self) -> None:
         chat = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Asked(Silent, BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with chat.counting:
@@ -78,12 +79,4 @@ class ChatServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.serve(Asked)

@@ -7,20 +7,19 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from ports import free_port
+from local_server import LocalServer, Silent
 
 LARGE = (".safetensors", ".npz", ".pt", ".parquet", ".png")
 
 
-class HubServer:
+class HubServer(LocalServer):
     """Its repositories are lists of commits, each a dictionary from path to content; `blobs` are large files by their SHA-256."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        super().__init__()
         self.address = f"http://127.0.0.1:{self.port}"
         self.repositories: dict[str, list[dict[str, bytes]]] = {}
         self.blobs: dict[str, bytes] = {}
@@ -34,7 +33,7 @@ class HubServer:
     def start(self) -> None:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Asked(Silent, BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
@@ -73,15 +72,7 @@ class HubServer:
                 self.rfile.readline()
                 return body
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.serve(Asked)
 
     def head(self, repository: str) -> dict[str, bytes]:
         """What is published there."""

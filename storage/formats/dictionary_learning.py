@@ -11,11 +11,10 @@ from torch import Tensor
 
 from core.dictionary import Dictionary
 from core.forms import from_gated, without_pre_bias
-from core.site import Site
+from core.site import KINDS, Site
 from storage.formats.released import ReleasedDictionary
 
 MARK = "ae.pt"
-SUBMODULE = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attn_z": "attn_z"}
 
 
 def path(one: ReleasedDictionary) -> str | None:
@@ -33,7 +32,7 @@ def files(one: ReleasedDictionary) -> dict[str, bytes]:
         "target_l0": spec.target_l0,
         "layer": spec.site.layer,
         "lm_name": one.model,
-        "submodule_name": f"{SUBMODULE[spec.site.kind]}_layer_{spec.site.layer}",
+        "submodule_name": f"{spec.site.kind}_layer_{spec.site.layer}",
         "device": "cpu",
     }
     config = {"trainer": trainer, "buffer": {"d_submodule": dimensions, "ctx_len": one.context}}
@@ -82,9 +81,9 @@ def _activation(kind: str, tensors: dict[str, Tensor], b_enc: Tensor) -> tuple[T
 def site(folder: Path) -> Site:
     trainer = _trainer(folder)
     submodule = str(trainer.get("submodule_name") or "")
-    named = re.match(r"(resid_post|mlp_out|attn_z)(_|$)", submodule)
+    named = re.match(rf"({'|'.join(KINDS)})(_|$)", submodule)
     if not named:
-        raise ValueError(f"trainer.submodule_name is {submodule!r}, which does not begin with resid_post, mlp_out or attn_z")
+        raise ValueError(f"trainer.submodule_name is {submodule!r}, which does not begin with one of {', '.join(KINDS)}")
     return Site.parse(f"L{int(trainer['layer'])}.{named[1]}")
 
 

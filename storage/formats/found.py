@@ -1,15 +1,20 @@
 """Finding the dictionaries of a folder, whoever wrote it."""
 
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from core.dictionary import Dictionary
 from core.errors import JumpsuiteError
 from core.site import Site
 from storage.formats import FORMATS, LOADING, read
 from storage.release import CANONICAL, SUMS, places, read_scorecard, scorecard_paths
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 BY_MARK = {FORMATS[name].MARK: name for name in ("saelens", "gemma_scope", "gemma_scope_2", "dictionary_learning")}
 """The format of each file that tells a dictionary's folder."""
@@ -46,6 +51,15 @@ class Found:
     def _fault(self, what: str, error: Exception) -> JumpsuiteError:
         said = " ".join(str(error).split())
         return JumpsuiteError(f"{self.name} {what} ({said}); expected a dictionary in one of the formats {', '.join(FORMATS)}; leave it out")
+
+
+def readable(get: Callable[[], T]) -> T | None:
+    """What `Found.site` or `Found.load` gives; None, which is told, of what cannot be read."""
+    try:
+        return get()
+    except JumpsuiteError as error:
+        log.warning("%s", error)
+        return None
 
 
 def find(root: Path) -> list[Found]:
